@@ -1,0 +1,1 @@
+"""placeholder: written by the founder who owns the package wiring"""
