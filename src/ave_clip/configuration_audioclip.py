@@ -1,0 +1,251 @@
+"""Configuration of AudioCLIP: an image, an audio and a text tower that share one embedding space."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPTextConfig, PreTrainedConfig
+
+NUM_STAGES = 4
+STAGE_EXPANSION = 4
+STEM_REDUCTION = 32  # side of the image over side of the last feature map
+
+
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Raise `ValueError` unless every named field of `config` is above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if value <= 0:
+            raise ValueError(f"{type(config).__name__}.{name} must be above 0, got {value}.")
+
+
+def _check_depths(config: PreTrainedConfig) -> None:
+    """Raise `ValueError` unless `config.depths` holds one positive block count for each of the four stages."""
+    if len(config.depths) != NUM_STAGES or any(depth < 1 for depth in config.depths):
+        raise ValueError(
+            f"{type(config).__name__}.depths must be {NUM_STAGES} counts of at least 1 (blocks per stage), "
+            f"got {config.depths}."
+        )
+
+
+@strict
+class AudioCLIPVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AudioCLIPVisionModel`], the ResNet with attention pool of CLIP's RN50.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 224):
+            Side of the square input image in pixels, a multiple of 32.
+        num_channels (`int`, *optional*, defaults to 3):
+            Number of channels of the input image.
+        width (`int`, *optional*, defaults to 64):
+            Number of channels after the stem, an even number. The four stages have 4, 8, 16 and 32 times as many.
+        depths (`tuple[int, ...]`, *optional*, defaults to `(3, 4, 6, 3)`):
+            Number of bottleneck blocks in each of the four stages.
+        num_attention_heads (`int`, *optional*, defaults to 32):
+            Number of heads of the attention pool; divides `hidden_size`.
+        projection_dim (`int`, *optional*, defaults to 1024):
+            Size of the embeddings.
+        batch_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Epsilon of the batch normalisations.
+    """
+
+    model_type = "audioclip_vision_model"
+    base_config_key = "vision_config"
+
+    image_size: int = 224
+    num_channels: int = 3
+    width: int = 64
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    num_attention_heads: int = 32
+    projection_dim: int = 1024
+    batch_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs):
+        self.depths = tuple(self.depths)
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of channels of the last feature map and of the attention pool."""
+        return self.width * STAGE_EXPANSION * 2 ** (NUM_STAGES - 1)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages, each of which yields one hidden state."""
+        return len(self.depths)
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the last feature map."""
+        return self.image_size // STEM_REDUCTION
+
+    def validate_architecture(self):
+        """Check sizes, depths and heads."""
+        _check_positive(self, "image_size", "num_channels", "width", "num_attention_heads", "projection_dim")
+        _check_positive(self, "batch_norm_eps")
+        _check_depths(self)
+        if self.image_size % STEM_REDUCTION:
+            raise ValueError(
+                f"image_size must be a multiple of {STEM_REDUCTION}, the network's stride, got {self.image_size}."
+            )
+        if self.width % 2:
+            raise ValueError(f"width must be even (the stem starts with half of it), got {self.width}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must divide the hidden size, which is "
+                f"32 * width = {self.hidden_size}."
+            )
+
+
+@strict
+class AudioCLIPAudioConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AudioCLIPAudioModel`], ESResNeXt-50 on a learned fbsp spectrogram.
+
+    Args:
+        sampling_rate (`int`, *optional*, defaults to 44100):
+            Samples per second the tower was trained on.
+        n_fft (`int`, *optional*, defaults to 2048):
+            Number of samples of a zero-padded frame; the spectrogram has `n_fft // 2 + 1` frequency bins.
+        hop_length (`int`, *optional*, defaults to 561):
+            Samples from the start of one frame to the start of the next.
+        win_length (`int`, *optional*, defaults to 1654):
+            Number of samples of a frame before zero-padding; at most `n_fft`.
+        normalized (`bool`, *optional*, defaults to `True`):
+            Whether the filters are divided by `sqrt(n_fft)`.
+        width (`int`, *optional*, defaults to 64):
+            Number of channels after the stem. The four stages have 4, 8, 16 and 32 times as many.
+        depths (`tuple[int, ...]`, *optional*, defaults to `(3, 4, 6, 3)`):
+            Number of bottleneck blocks in each of the four stages.
+        groups (`int`, *optional*, defaults to 32):
+            Number of groups of the 3x3 convolutions.
+        width_per_group (`int`, *optional*, defaults to 4):
+            Channels of each group in the first stage of a network of `width` 64; scales with `width` and doubles
+            with each stage.
+        projection_dim (`int`, *optional*, defaults to 1024):
+            Size of the embeddings.
+        batch_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Epsilon of the batch normalisations.
+    """
+
+    model_type = "audioclip_audio_model"
+    base_config_key = "audio_config"
+
+    sampling_rate: int = 44100
+    n_fft: int = 2048
+    hop_length: int = 561
+    win_length: int = 1654
+    normalized: bool = True
+    width: int = 64
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    groups: int = 32
+    width_per_group: int = 4
+    projection_dim: int = 1024
+    batch_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs):
+        self.depths = tuple(self.depths)
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of channels of the last feature map."""
+        return self.width * STAGE_EXPANSION * 2 ** (NUM_STAGES - 1)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages, each of which yields one hidden state."""
+        return len(self.depths)
+
+    @property
+    def stage_inner_widths(self) -> tuple[int, ...]:
+        """Channels of the grouped convolutions of each stage, by torchvision's rule (`width_per_group` is at 64)."""
+        planes = [self.width * 2**stage for stage in range(NUM_STAGES)]
+        return tuple(plane * self.width_per_group // 64 * self.groups for plane in planes)
+
+    @property
+    def num_frequency_bins(self) -> int:
+        """Number of learned filters."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def num_image_rows(self) -> int:
+        """Rows of the three-channel spectrogram image: a third of the bins, a remainder at the top is dropped."""
+        return self.num_frequency_bins // 3
+
+    def validate_architecture(self):
+        """Check the sizes of the frames and of the network."""
+        _check_positive(self, "sampling_rate", "n_fft", "hop_length", "win_length", "width", "groups")
+        _check_positive(self, "width_per_group", "projection_dim", "batch_norm_eps")
+        _check_depths(self)
+        if self.win_length > self.n_fft:
+            raise ValueError(f"win_length={self.win_length} must not exceed n_fft={self.n_fft}.")
+        if self.stage_inner_widths[0] < 1:
+            raise ValueError(
+                f"width * width_per_group must be at least 64, got {self.width} * {self.width_per_group}: the grouped "
+                "convolutions of the first stage would have no channel."
+            )
+        if self.num_image_rows < 1:
+            raise ValueError(
+                f"n_fft={self.n_fft} gives {self.num_frequency_bins} frequency bins, at least 3 are needed."
+            )
+
+
+@strict
+class AudioCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AudioCLIPModel`].
+
+    Args:
+        text_config (`dict` or [`~transformers.CLIPTextConfig`], *optional*):
+            Text tower; the default is AudioCLIP's.
+        vision_config (`dict` or [`AudioCLIPVisionConfig`], *optional*):
+            Image tower.
+        audio_config (`dict` or [`AudioCLIPAudioConfig`], *optional*):
+            Audio tower.
+        projection_dim (`int`, *optional*):
+            Size of the shared embedding space; the three towers' own `projection_dim` follow it. Defaults to that
+            of the image tower (1024).
+        logit_scale_init_value (`float`, *optional*, defaults to 1.0):
+            Initial logarithm of the image-text scale.
+        audio_logit_scale_init_value (`float`, *optional*, defaults to `log(100)`):
+            Initial logarithm of the audio-image and audio-text scales.
+
+    Example:
+
+    ```python
+    >>> from ave_clip import AudioCLIPConfig, AudioCLIPModel
+
+    >>> config = AudioCLIPConfig(audio_config={"depths": (1, 1, 1, 1)}, projection_dim=512)
+    >>> config.text_config.projection_dim
+    512
+    ```"""
+
+    model_type = "audioclip"
+    sub_configs_defaults = {
+        "text_config": CLIPTextConfig,
+        "vision_config": AudioCLIPVisionConfig,
+        "audio_config": AudioCLIPAudioConfig,
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    projection_dim: int | None = None
+    logit_scale_init_value: float | int = 1.0
+    audio_logit_scale_init_value: float | int = math.log(100)
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.projection_dim is None:
+            self.projection_dim = self.vision_config.projection_dim
+        for tower_config in (self.text_config, self.vision_config, self.audio_config):
+            tower_config.projection_dim = self.projection_dim
+
+    def validate_projection(self):
+        """Check the size of the shared space."""
+        if self.projection_dim is not None and self.projection_dim <= 0:
+            raise ValueError(f"projection_dim must be above 0, got {self.projection_dim}.")
+
+
+__all__ = ["AudioCLIPAudioConfig", "AudioCLIPConfig", "AudioCLIPVisionConfig"]

@@ -1,0 +1,200 @@
+"""Feature extractor of AudioCLIP: waveforms in [-1, 1] to the sample values its audio tower expects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy, TensorType, logging
+
+logger = logging.get_logger(__name__)
+
+INT16_SCALE = 32768.0
+MAX_UNIT_PEAK = 32.0  # loud or synthetic float audio may exceed 1; int16 values this small would be inaudible
+AMPLITUDES = ("int16", "unit")
+
+
+class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Turns waveforms in [-1, 1] into AudioCLIP's `input_values`.
+
+    Clips of different length are padded with zeros on the right. The audio tower has no mask, so padding counts as
+    digital silence; the original pads in the same value range.
+
+    Args:
+        feature_size (`int`, *optional*, defaults to 1):
+            Number of values per sample of a channel, always 1.
+        sampling_rate (`int`, *optional*, defaults to 44100):
+            Samples per second that the waveforms must have.
+        padding_value (`float`, *optional*, defaults to 0.0):
+            Value of the padding, in the range of `input_values`.
+        amplitude (`str`, *optional*, defaults to `"int16"`):
+            `"int16"` multiplies by 32768, which is how the released weights were trained. `"unit"` leaves the values
+            in [-1, 1], as the authors' public notebook does; the audio tower then hears almost silence.
+        return_attention_mask (`bool`, *optional*, defaults to `False`):
+            Whether to return an `attention_mask` with 0 at padded samples.
+    """
+
+    model_input_names = ["input_values"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 44100,
+        padding_value: float = 0.0,
+        amplitude: str = "int16",
+        return_attention_mask: bool = False,
+        **kwargs,
+    ):
+        super().__init__(
+            feature_size=feature_size,
+            sampling_rate=sampling_rate,
+            padding_value=padding_value,
+            return_attention_mask=return_attention_mask,
+            **kwargs,
+        )
+        if amplitude not in AMPLITUDES:
+            raise ValueError(f"amplitude must be one of {AMPLITUDES}, got {amplitude!r}.")
+        self.amplitude = amplitude
+
+    def scale(self, waveform: np.ndarray, dtype: np.dtype | str = np.float32) -> np.ndarray:
+        """Check a waveform in [-1, 1] and bring it to the amplitude the model expects.
+
+        Args:
+            waveform (`np.ndarray` of any shape, samples last): For example segments `(num_segments, num_samples)`.
+            dtype (`np.dtype`, *optional*): Floating dtype of the result.
+
+        Returns:
+            `np.ndarray`: a new array of the same shape.
+
+        Raises:
+            ValueError: if the waveform is empty, holds integers, NaN or infinity, or is evidently in int16 range.
+        """
+        waveform = np.asarray(waveform)
+        if not np.issubdtype(waveform.dtype, np.floating):
+            raise ValueError(
+                f"Got {waveform.dtype} audio, expected floats in [-1, 1]. Divide int16 samples by 32768 first."
+            )
+        if waveform.size == 0:
+            raise ValueError(f"Got an empty waveform of shape {waveform.shape}, expected at least one sample.")
+        peak = max(abs(float(waveform.max())), abs(float(waveform.min())))
+        if not np.isfinite(peak):
+            raise ValueError("The waveform holds NaN or infinite samples. Repair or drop the clip.")
+        if peak > MAX_UNIT_PEAK:
+            raise ValueError(
+                f"The waveform peaks at {peak:g}, expected floats in [-1, 1]. If these are int16 values, divide them "
+                "by 32768 first."
+            )
+        factor = INT16_SCALE if self.amplitude == "int16" else 1.0
+        return np.multiply(waveform, factor, dtype=dtype)
+
+    def __call__(
+        self,
+        raw_speech: np.ndarray | torch.Tensor | Sequence[Any],
+        sampling_rate: int | None = None,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+        dtype: np.dtype | str = np.float32,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Prepare one clip or a batch.
+
+        Args:
+            raw_speech (`np.ndarray`, `torch.Tensor`, `list[float]` or a list of these):
+                One clip of shape `(num_samples,)`, mono, or `(channels, num_samples)`; or a list of clips.
+            sampling_rate (`int`, *optional*):
+                Samples per second of the clips; pass it so that a mismatch is noticed.
+            padding (`bool`, `str` or [`~utils.PaddingStrategy`], *optional*, defaults to `True`):
+                As in [`SequenceFeatureExtractor.pad`]: to the longest clip, to `max_length`, or not at all.
+            max_length (`int`, *optional*):
+                Length in samples for `padding="max_length"` and for `truncation`.
+            truncation (`bool`, *optional*, defaults to `False`):
+                Whether to cut clips longer than `max_length` samples.
+            pad_to_multiple_of (`int`, *optional*):
+                Round padded and truncated lengths up to a multiple of this.
+            return_attention_mask (`bool`, *optional*):
+                Whether to return `attention_mask`; defaults to the attribute of the same name.
+            return_tensors (`str`, *optional*):
+                `"pt"` or `"np"`.
+            dtype (`np.dtype`, *optional*):
+                Floating dtype of `input_values`, for example `np.float64`.
+
+        Returns:
+            [`BatchFeature`] with `input_values` of shape `(batch_size, num_samples)` for mono clips or
+            `(batch_size, channels, num_samples)`, in the range of int16 (unless `amplitude="unit"`).
+
+        Raises:
+            ValueError: on another sampling rate, on clips with different channel counts, and on values that
+                [`~AudioCLIPFeatureExtractor.scale`] refuses.
+        """
+        self._check_sampling_rate(sampling_rate)
+        clips = [self.scale(clip, dtype) for clip in self._as_clips(raw_speech)]
+        if len({clip.shape[:-1] for clip in clips}) > 1:
+            raise ValueError(f"Clips of one batch need equal channels, got shapes {[clip.shape for clip in clips]}.")
+        strategy = self._get_padding_strategies(padding=padding, max_length=max_length)
+        if truncation:
+            if max_length is None:
+                raise ValueError("truncation=True needs max_length, the number of samples to keep.")
+            clips = [clip[..., : _round_up(max_length, pad_to_multiple_of)] for clip in clips]
+        if strategy == PaddingStrategy.LONGEST:
+            max_length = max(clip.shape[-1] for clip in clips)
+        lengths = [clip.shape[-1] for clip in clips]
+        if strategy != PaddingStrategy.DO_NOT_PAD:
+            clips = [self._pad_right(clip, _round_up(max_length, pad_to_multiple_of)) for clip in clips]
+        features = {"input_values": clips}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            features["attention_mask"] = [
+                (np.arange(clip.shape[-1]) < length).astype(np.int32) for clip, length in zip(clips, lengths)
+            ]
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning_once(
+                f"Pass `sampling_rate` with the audio: this checkpoint expects {self.sampling_rate} Hz, and another "
+                "rate would go unnoticed."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"Got audio at {sampling_rate} Hz, but this checkpoint expects {self.sampling_rate} Hz. Resample it "
+                f"first, for example with `torchaudio.functional.resample(waveform, {sampling_rate}, "
+                f"{self.sampling_rate})`."
+            )
+
+    def _pad_right(self, clip: np.ndarray, length: int) -> np.ndarray:
+        missing = length - clip.shape[-1]
+        if missing <= 0:
+            return clip
+        widths = [(0, 0)] * (clip.ndim - 1) + [(0, missing)]
+        return np.pad(clip, widths, constant_values=self.padding_value)
+
+    @staticmethod
+    def _as_clips(raw_speech: np.ndarray | torch.Tensor | Sequence[Any]) -> list[np.ndarray]:
+        """Split the input into clips of shape `(num_samples,)` or `(channels, num_samples)`."""
+        if isinstance(raw_speech, torch.Tensor):
+            raw_speech = raw_speech.detach().cpu().numpy()
+        if isinstance(raw_speech, np.ndarray):
+            clips = list(raw_speech) if raw_speech.ndim == 3 else [raw_speech]
+        elif len(raw_speech) and isinstance(raw_speech[0], (float, int, np.floating)):
+            clips = [np.asarray(raw_speech, dtype=np.float32)]
+        else:
+            clips = [np.asarray(clip) for clip in raw_speech]
+        if not clips or any(clip.ndim not in (1, 2) for clip in clips):
+            raise ValueError(
+                "Audio must be one clip of shape (num_samples,) or (channels, num_samples), or a list of such clips; "
+                f"got shapes {[clip.shape for clip in clips]}."
+            )
+        return clips
+
+
+def _round_up(length: int, multiple: int | None) -> int:
+    return length if multiple is None else -(-length // multiple) * multiple
+
+
+__all__ = ["AudioCLIPFeatureExtractor"]

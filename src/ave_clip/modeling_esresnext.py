@@ -1,0 +1,345 @@
+"""Audio tower of AudioCLIP: a learned fbsp spectrogram and ESResNeXt-50, a ResNeXt with attention gates.
+
+Legend: B batch, A audio channels, S samples, N frames, W samples per frame, L padded frame length (n_fft),
+K frequency bins, H channels of the last feature map, D size of the embeddings.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_audioclip import AudioCLIPAudioConfig
+
+logger = logging.get_logger(__name__)
+
+INT16_MIN, INT16_RANGE = -32768, 65535
+FBSP_EPS = 1e-8
+MIN_POWER = 1e-18
+
+
+@dataclass
+class AudioCLIPAudioOutput(ModelOutput):
+    """
+    Output of [`AudioCLIPAudioModel`].
+
+    Args:
+        audio_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
+            One embedding per clip, not normalised.
+        loss_ttf (`torch.Tensor` of shape `()`):
+            Mean squared deviation of the filters' norms from their target, a regulariser of the learned transform.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size * audio_channels, hidden_size, rows, columns)`):
+            The last feature map after its gate; rows rise in frequency, columns in time.
+        hidden_states (`tuple[torch.Tensor, ...]`, *optional*):
+            With `output_hidden_states=True`: the output of the stem and of each gated stage.
+    """
+
+    audio_embeds: torch.Tensor | None = None
+    loss_ttf: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+def blackman_harris_window(length: int) -> np.ndarray:
+    """Periodic four-term Blackman-Harris window of `length` samples, float64."""
+    phase = 2.0 * np.pi * np.arange(length) / length
+    return 0.35875 - 0.48829 * np.cos(phase) + 0.14128 * np.cos(2 * phase) - 0.01168 * np.cos(3 * phase)
+
+
+def num_frames_for(num_samples: int, win_length: int, hop_length: int) -> int:
+    """Number of frames of a waveform; the last one may be padded."""
+    return 1 if num_samples <= win_length else 1 + math.ceil((num_samples - win_length) / hop_length)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """Identity whose gradient is divided by its largest absolute value.
+
+    The original does so with tensor hooks. Here it happens where the parameter is used, since hooks are lost when
+    `from_pretrained` replaces the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx, parameter: torch.Tensor) -> torch.Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / (gradient.abs().max() + FBSP_EPS)
+
+
+def fbsp_kernel(
+    order: torch.Tensor, bandwidth: torch.Tensor, centre: torch.Tensor, length: int, normalized: bool
+) -> torch.Tensor:
+    """Frequency B-spline wavelets, one complex filter for each bin.
+
+    Args:
+        order (`torch.Tensor` of shape `(num_bins,)`): Exponent of the window, `m`.
+        bandwidth (`torch.Tensor` of shape `(num_bins,)`): `fb`, above 0.
+        centre (`torch.Tensor` of shape `(num_bins,)`): Centre frequency `fc` in cycles per padded frame.
+        length (`int`): Number of samples of a padded frame.
+        normalized (`bool`): Whether to divide by `sqrt(length)`.
+
+    Returns:
+        `torch.Tensor` of shape `(2, num_bins, length)`: real and imaginary parts.
+    """
+    order, bandwidth, centre = (parameter.unsqueeze(-1) for parameter in (order, bandwidth, centre))  # (K, 1)
+    time = math.pi * torch.linspace(-1.0, 1.0, length, dtype=order.dtype, device=order.device) + FBSP_EPS
+    argument = bandwidth * time / (order + FBSP_EPS)  # (K, L)
+    sinc = torch.where(argument == 0, torch.ones_like(argument), torch.sin(argument) / argument)
+    # A complex power of a real number: |sinc|^m, turned by m * pi where sinc is negative.
+    magnitude = sinc.square().sqrt().square().pow(order / 2)
+    phase = order * (sinc.detach() < 0).to(order.dtype) * math.pi
+    window_real, window_imag = magnitude * torch.cos(phase), magnitude * torch.sin(phase)
+    carrier_real, carrier_imag = torch.cos(centre * time), -torch.sin(centre * time)
+    scale = torch.sqrt(bandwidth)
+    real = scale * (window_real * carrier_real - window_imag * carrier_imag)
+    imag = scale * (window_real * carrier_imag + window_imag * carrier_real)
+    kernel = torch.stack([real, imag])  # (2, K, L)
+    return kernel / math.sqrt(length) if normalized else kernel
+
+
+class AudioCLIPSpectrogram(nn.Module):
+    """Framing and the learned fbsp transform, always computed in at least float32.
+
+    Moving the model to half precision leaves this module's tensors at float32: bfloat16 cannot even tell the centre
+    frequencies of neighbouring bins apart.
+    """
+
+    def __init__(self, config: AudioCLIPAudioConfig):
+        super().__init__()
+        self.config = config
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.window = nn.Buffer(torch.empty(config.win_length, dtype=dtype))
+        self.m = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
+        self.fb = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
+        self.fc = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
+
+    def _apply(self, fn, recurse=True):
+        def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            if result.is_floating_point() and result.dtype.itemsize < 4:
+                return tensor.to(device=result.device, dtype=torch.float32)
+            return result
+
+        return super()._apply(at_least_float32, recurse)
+
+    def kernel(self, dtype: torch.dtype) -> torch.Tensor:
+        """The filters, `(2, num_bins, n_fft)`."""
+        parameters = [_ScaledGradient.apply(parameter).to(dtype) for parameter in (self.m, self.fb, self.fc)]
+        return fbsp_kernel(*parameters, self.config.n_fft, self.config.normalized)
+
+    def filter_loss(self, kernel: torch.Tensor) -> torch.Tensor:
+        """Mean squared deviation of the filters' norms from 1 (from `sqrt(n_fft)` if not normalized)."""
+        target = 1.0 if self.config.normalized else math.sqrt(self.config.n_fft)
+        norms = torch.linalg.vector_norm(kernel, dim=(0, 2))  # (K,)
+        return (norms - target).square().mean()
+
+    @torch.no_grad()
+    def frames(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Scale int16-range samples to [-1, 1], pad with zeros and cut: `(B, S)` to `(B, N, L)`."""
+        config = self.config
+        # The order of these operations decides over the noise in quiet bins: do not simplify.
+        waveform = ((waveform - INT16_MIN) * 2) / INT16_RANGE + (-1)
+        num_frames = num_frames_for(waveform.shape[-1], config.win_length, config.hop_length)
+        padding = (num_frames - 1) * config.hop_length + config.win_length - waveform.shape[-1]
+        waveform = nn.functional.pad(waveform, (padding // 2, padding - padding // 2))
+        frames = waveform.unfold(-1, config.win_length, config.hop_length)  # (B, N, W)
+        margin = config.n_fft - config.win_length
+        frames = frames * self.window.to(frames.dtype)
+        return nn.functional.pad(frames, (margin // 2, margin - margin // 2))  # (B, N, L)
+
+    def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Three-channel decibel image of a waveform.
+
+        Args:
+            waveform (`torch.Tensor` of shape `(batch_size, num_samples)`): Samples in the range of int16, in the
+                dtype to compute in.
+
+        Returns:
+            `(image, loss)`: the image `(batch_size, 3, rows, num_frames)`, whose channels hold the low, middle and
+            high third of the bins, and the filter loss.
+        """
+        kernel = self.kernel(waveform.dtype)
+        spectrum = nn.functional.linear(self.frames(waveform), kernel.flatten(0, 1))  # (B, N, 2 * K)
+        real, imag = spectrum.transpose(1, 2).chunk(2, dim=1)  # (B, K, N)
+        rows = self.config.num_image_rows
+        power = (real.square() + imag.square())[:, : 3 * rows]
+        power = torch.where(power > 0, power, MIN_POWER)
+        return 10 * torch.log10(power.unflatten(1, (3, rows))), self.filter_loss(kernel)
+
+
+class AudioCLIPAudioBottleneck(GradientCheckpointingLayer):
+    """Bottleneck block of ResNeXt: a grouped 3x3 convolution carries the stride."""
+
+    def __init__(self, in_channels: int, inner: int, out_channels: int, stride: int, config: AudioCLIPAudioConfig):
+        super().__init__()
+        eps = config.batch_norm_eps
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner, eps=eps)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=config.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner, eps=eps)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels, eps=eps)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels, eps=eps),
+            )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map `(B, in_channels, h, w)` to `(B, out_channels, h / stride, w / stride)`."""
+        shortcut = hidden_states if self.downsample is None else self.downsample(hidden_states)
+        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
+        hidden_states = self.relu(self.bn2(self.conv2(hidden_states)))
+        hidden_states = self.bn3(self.conv3(hidden_states))
+        return self.relu(hidden_states + shortcut)
+
+
+class AudioCLIPAudioGate(nn.Module):
+    """Gate in (0, 1) for each channel and position of a stage's output, computed from the stage's input."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], eps: float):
+        super().__init__()
+        padding = (kernel_size[0] // 2, kernel_size[1] // 2)
+        self.conv_depth = nn.Conv2d(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels)
+        self.conv_point = nn.Conv2d(in_channels, out_channels, 1)
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps)
+
+    def gate(self, stage_input: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Map `(B, in_channels, h, w)` to `(B, out_channels, *size)`."""
+        pooled = nn.functional.adaptive_max_pool2d(stage_input, size)
+        return torch.sigmoid(self.bn(self.conv_point(self.conv_depth(pooled))))
+
+    def forward(self, stage_input: torch.Tensor, stage_output: torch.Tensor) -> torch.Tensor:
+        """Return `stage_output` times its gate."""
+        return stage_output * self.gate(stage_input, stage_output.shape[-2:])
+
+
+class AudioCLIPAudioStageGate(AudioCLIPAudioGate):
+    """Gate of a stage; a class of its own so that its output can be recorded as a hidden state."""
+
+
+class AudioCLIPAudioModel(PreTrainedModel):
+    """
+    ESResNeXt-50 on a learned fbsp spectrogram.
+
+    Parameter names of the trunk are those of torchvision's `resnext50_32x4d` and of the released `audio.*` weights.
+
+    Args:
+        config ([`AudioCLIPAudioConfig`]): Sizes of the spectrogram and of the network.
+    """
+
+    config: AudioCLIPAudioConfig
+    config_class = AudioCLIPAudioConfig
+    base_model_prefix = "audio_model"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AudioCLIPAudioBottleneck", "AudioCLIPSpectrogram"]
+    _keep_in_fp32_modules_strict = ["fbsp"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": AudioCLIPAudioStageGate}
+    _input_embed_layer = "conv1"
+
+    def __init__(self, config: AudioCLIPAudioConfig):
+        super().__init__(config)
+        width, eps = config.width, config.batch_norm_eps
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps=eps)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = self._make_stage(0, width)
+        self.att1 = AudioCLIPAudioStageGate(width, width * 4, (3, 1), eps)
+        self.layer2 = self._make_stage(1, width * 4)
+        self.att2 = AudioCLIPAudioStageGate(width * 4, width * 8, (1, 5), eps)
+        self.layer3 = self._make_stage(2, width * 8)
+        self.att3 = AudioCLIPAudioStageGate(width * 8, width * 16, (3, 1), eps)
+        self.layer4 = self._make_stage(3, width * 16)
+        self.att4 = AudioCLIPAudioStageGate(width * 16, width * 32, (1, 5), eps)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.att5 = AudioCLIPAudioGate(width * 32, width * 32, (3, 5), eps)
+        self.fc = nn.Linear(config.hidden_size, config.projection_dim)
+        self.fbsp = AudioCLIPSpectrogram(config)
+        self.post_init()
+
+    def _make_stage(self, stage: int, in_channels: int) -> nn.Sequential:
+        config = self.config
+        inner, out_channels = config.stage_inner_widths[stage], config.width * 4 * 2**stage
+        blocks = [AudioCLIPAudioBottleneck(in_channels, inner, out_channels, 1 if stage == 0 else 2, config)]
+        for _ in range(1, config.depths[stage]):
+            blocks.append(AudioCLIPAudioBottleneck(out_channels, inner, out_channels, 1, config))
+        return nn.Sequential(*blocks)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, AudioCLIPSpectrogram):
+            window = torch.from_numpy(blackman_harris_window(self.config.win_length))
+            init.copy_(module.window, window.to(torch.float32))
+            init.zeros_(module.m)
+            init.ones_(module.fb)
+            init.copy_(module.fc, torch.arange(module.fc.shape[0], dtype=torch.float32))
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, input_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> AudioCLIPAudioOutput:
+        """
+        Embed waveforms.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, [channels,] num_samples)`):
+                Samples in the range of int16 (see [`AudioCLIPFeatureExtractor`]). The channels of a clip go through
+                the trunk one by one; their pooled vectors are summed.
+
+        Returns:
+            [`AudioCLIPAudioOutput`]
+
+        Raises:
+            ValueError: if the waveforms are missing, empty or of another shape.
+        """
+        waveform, num_channels = self._flat_waveform(input_values)  # (B * A, S)
+        with torch.autocast(device_type=waveform.device.type, enabled=False):
+            image, loss_ttf = self.fbsp(waveform)  # (B * A, 3, rows, N)
+        stage_input = self.maxpool(self.relu(self.bn1(self.conv1(image.to(self.conv1.weight.dtype)))))
+        for index in range(1, 5):
+            layer, gate = getattr(self, f"layer{index}"), getattr(self, f"att{index}")
+            stage_input = gate(stage_input, layer(stage_input))
+        pooled = (self.avgpool(stage_input) * self.att5.gate(stage_input, (1, 1))).flatten(1)  # (B * A, H)
+        pooled = pooled.unflatten(0, (-1, num_channels)).sum(dim=1)  # (B, H)
+        return AudioCLIPAudioOutput(audio_embeds=self.fc(pooled), loss_ttf=loss_ttf, last_hidden_state=stage_input)
+
+    def _flat_waveform(self, input_values: torch.Tensor | None) -> tuple[torch.Tensor, int]:
+        if input_values is None:
+            raise ValueError("input_values is missing: pass waveforms as the feature extractor returns them.")
+        if input_values.dim() not in (2, 3) or input_values.shape[-1] == 0 or input_values.shape[1] == 0:
+            raise ValueError(
+                "input_values must have shape (batch_size, num_samples) or (batch_size, channels, num_samples) with "
+                f"at least one sample, got {tuple(input_values.shape)}."
+            )
+        num_channels = input_values.shape[1] if input_values.dim() == 3 else 1
+        dtype = torch.promote_types(self.fbsp.m.dtype, self.conv1.weight.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        return input_values.reshape(-1, input_values.shape[-1]).to(dtype), num_channels
+
+
+__all__ = ["AudioCLIPAudioModel", "AudioCLIPAudioOutput"]
