@@ -1,0 +1,320 @@
+"""How well per-second labels match the truth: the one segment accuracy of this project, and its neighbours.
+
+Every function takes the videos apart (a sequence of label arrays, one per video, of any lengths) and never averages
+over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is `IGNORED` (-100)
+count nowhere. `background` is the class id that means "no event"; every other id is an event class.
+
+Definitions:
+
+- *Segment accuracy*: right segments divided by all segments, over all videos together (the peers' measure).
+- *Background recall / precision*: of the true (predicted) background segments, the share predicted (truly) so.
+- *Segment F1*: an event segment is a hit when its label is right; precision over the predicted event segments, recall
+  over the true ones, all videos together.
+- *Event F1*: an event is a run of one label. A predicted and a true event of the same label can match when the length
+  of their intersection divided by that of their union (tIoU) reaches the threshold; matches are one to one and as
+  many as possible; hits, predicted and true events are summed over all videos.
+- *Video accuracy*: of the videos that hold an event, the share whose most frequent predicted event label is the most
+  frequent true one. Ties go to the label seen first; a video predicted as nothing but background is wrong.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+IGNORED = -100
+
+# What is counted in each video; every pooled measure is a ratio of sums of these.
+COUNT_NAMES = (
+    "segments",
+    "right",
+    "true_background",
+    "predicted_background",
+    "right_background",
+    "matched_events",
+    "predicted_events",
+    "true_events",
+)
+
+
+def segment_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]]) -> float:
+    """Right segments divided by all segments, over all videos together.
+
+    Args:
+        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
+        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+
+    Returns:
+        `float`: the share in [0, 1]; `nan` where no segment counts.
+
+    Raises:
+        ValueError: where the two do not hold the same number of videos or of segments.
+    """
+    pairs = _check_pairs(predictions, labels)
+    right = sum(int(((predicted == true) & (true != IGNORED)).sum()) for predicted, true in pairs)
+    return _ratio(right, sum(int((true != IGNORED).sum()) for _, true in pairs))
+
+
+def confusion_matrix(
+    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], num_labels: int
+) -> np.ndarray:
+    """Count segments by true class (row) and predicted class (column).
+
+    Args:
+        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
+        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        num_labels (`int`): Number of classes, background included.
+
+    Returns:
+        `np.ndarray` of shape `(num_labels, num_labels)`, int64.
+
+    Raises:
+        ValueError: where an id lies outside `[0, num_labels)`, or the lengths differ.
+    """
+    matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
+    for predicted, true in _check_pairs(predictions, labels, num_labels):
+        kept = true != IGNORED
+        np.add.at(matrix, (true[kept], predicted[kept]), 1)
+    return matrix
+
+
+def event_spans(labels: Sequence[int], background: int) -> list[tuple[int, int, int]]:
+    """List the events of one video as `(label, first, end)` in segments, `end` exclusive.
+
+    An ignored segment (-100) belongs to no event and parts the runs beside it.
+
+    >>> event_spans([9, 3, 3, 9, 3, 5], background=9)
+    [(3, 1, 3), (3, 4, 5), (5, 5, 6)]
+    """
+    values = np.asarray(labels)
+    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    runs = itertools.pairwise(edges)
+    return [(int(values[a]), a, b) for a, b in runs if b > a and values[a] not in (background, IGNORED)]
+
+
+def count_event_matches(
+    predicted: Sequence[tuple[int, float, float]], true: Sequence[tuple[int, float, float]], tiou: float = 0.5
+) -> int:
+    """Count the most pairs of a predicted and a true event that can be matched one to one.
+
+    Args:
+        predicted (`Sequence[tuple[int, float, float]]`): Events as `(label, start, end)`.
+        true (`Sequence[tuple[int, float, float]]`): Events as `(label, start, end)`, in the same unit.
+        tiou (`float`): Smallest intersection over union, in (0, 1], of a pair of the same label that may match.
+
+    Returns:
+        `int`: the size of the maximum matching.
+    """
+    partners = [[j for j, other in enumerate(true) if _can_match(event, other, tiou)] for event in predicted]
+    matched: dict[int, int] = {}  # true event -> predicted event
+
+    def find_partner(event: int, seen: set[int]) -> bool:
+        for candidate in partners[event]:
+            if candidate not in seen:
+                seen.add(candidate)
+                if candidate not in matched or find_partner(matched[candidate], seen):
+                    matched[candidate] = event
+                    return True
+        return False
+
+    return sum(find_partner(event, set()) for event in range(len(predicted)))
+
+
+def count_per_video(
+    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], background: int, tiou: float = 0.5
+) -> np.ndarray:
+    """Count in each video what the pooled measures are made of.
+
+    Args:
+        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
+        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        background (`int`): Class id of background.
+        tiou (`float`): Smallest intersection over union at which two events match.
+
+    Returns:
+        `np.ndarray` of shape `(num_videos, len(COUNT_NAMES))`, int64, columns in the order of `COUNT_NAMES`.
+
+    Raises:
+        ValueError: where the lengths differ.
+    """
+    rows = [_count_video(*pair, background, tiou) for pair in _check_pairs(predictions, labels)]
+    return np.asarray(rows, dtype=np.int64).reshape(-1, len(COUNT_NAMES))
+
+
+def pooled_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Turn summed counts into segment accuracy, background recall and precision, segment F1 and event F1.
+
+    Args:
+        counts (`np.ndarray` of shape `(..., len(COUNT_NAMES))`): Sums over videos.
+
+    Returns:
+        `dict[str, np.ndarray]`: each of the leading shape; `nan` where a measure is undefined (0 / 0).
+    """
+    count = {name: counts[..., index] for index, name in enumerate(COUNT_NAMES)}
+    right_events = count["right"] - count["right_background"]
+    event_segments = 2 * count["segments"] - count["predicted_background"] - count["true_background"]
+    return {
+        "segment_accuracy": _ratio(count["right"], count["segments"]),
+        "background_recall": _ratio(count["right_background"], count["true_background"]),
+        "background_precision": _ratio(count["right_background"], count["predicted_background"]),
+        "segment_f1": _ratio(2 * right_events, event_segments),
+        "event_precision": _ratio(count["matched_events"], count["predicted_events"]),
+        "event_recall": _ratio(count["matched_events"], count["true_events"]),
+        "event_f1": _ratio(2 * count["matched_events"], count["predicted_events"] + count["true_events"]),
+    }
+
+
+def bootstrap_intervals(
+    counts: np.ndarray, num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap over videos: how far each pooled measure may move with another draw of videos.
+
+    Args:
+        counts (`np.ndarray` of shape `(num_videos, len(COUNT_NAMES))`): From `count_per_video`.
+        num_resamples (`int`): Number of resamples of all videos, with replacement.
+        confidence (`float`): Share of the resamples that the interval holds.
+        seed (`int`): Seed of the resampling.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: lower and upper end by measure.
+    """
+    num_videos = len(counts)
+    draws = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1 / num_videos), num_resamples)
+    measures = pooled_measures(draws @ counts)  # (num_resamples,) each
+    tail = (1 - confidence) / 2
+    return {name: _quantiles(values, (tail, 1 - tail)) for name, values in measures.items()}
+
+
+def video_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], background: int) -> float:
+    """Share of the videos with an event whose main predicted event label is the true one; `nan` without any."""
+    right, total = 0, 0
+    for predicted, true in _check_pairs(predictions, labels):
+        kept = true != IGNORED
+        expected = _main_label(true[kept], background)
+        if expected is not None:
+            total += 1
+            right += _main_label(predicted[kept], background) == expected
+    return _ratio(right, total)
+
+
+def reference_points(labels: Iterable[Sequence[int]], background: int) -> dict[str, float]:
+    """Segment accuracy of two predictors that localise nothing, to read a result against.
+
+    Returns:
+        `dict[str, float]`: `all_background` (always predicts background) and `never_background` (knows each video's
+        class and predicts it in every segment).
+    """
+    counts = [((true != IGNORED).sum(), (true == background).sum()) for true in map(np.asarray, labels)]
+    segments, empty = np.asarray(counts, dtype=np.int64).reshape(-1, 2).sum(axis=0)
+    return {"all_background": _ratio(empty, segments), "never_background": _ratio(segments - empty, segments)}
+
+
+def localization_metrics(
+    predictions: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    num_labels: int,
+    background: int | None = None,
+    tiou: float = 0.5,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Compute every measure of this module on one set of videos.
+
+    Args:
+        predictions (`Sequence[Sequence[int]]`): Predicted class ids of every video's segments.
+        labels (`Sequence[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        num_labels (`int`): Number of classes, background included.
+        background (`int`, *optional*): Class id of background; the last class when not given.
+        tiou (`float`): Smallest intersection over union at which two events match.
+        num_resamples (`int`): Bootstrap resamples of the videos; 0 leaves the intervals out.
+        seed (`int`): Seed of the bootstrap.
+
+    Returns:
+        `dict[str, object]`: the pooled measures as `float`, `video_accuracy`, `num_videos`, `num_segments`,
+        `class_accuracy` (share of each true class's segments that are right, a list by class id),
+        `confusion_matrix` (nested lists, rows are true classes), `reference_points` and, with resamples,
+        `intervals` (95 %, by measure).
+
+    Raises:
+        ValueError: where ids lie outside the classes, the lengths differ, or there is no video.
+    """
+    background = num_labels - 1 if background is None else background
+    matrix = confusion_matrix(predictions, labels, num_labels)
+    counts = count_per_video(predictions, labels, background, tiou)
+    if not len(counts):
+        raise ValueError("Got no videos to measure: pass the predictions and labels of at least one.")
+    metrics = {name: float(value) for name, value in pooled_measures(counts.sum(axis=0)).items()}
+    metrics["video_accuracy"] = video_accuracy(predictions, labels, background)
+    metrics["num_videos"], metrics["num_segments"] = len(counts), int(matrix.sum())
+    metrics["class_accuracy"] = _ratio(matrix.diagonal(), matrix.sum(axis=1)).tolist()
+    metrics["confusion_matrix"] = matrix.tolist()
+    metrics["reference_points"] = reference_points(labels, background)
+    if num_resamples:
+        metrics["intervals"] = bootstrap_intervals(counts, num_resamples, seed=seed)
+    return metrics
+
+
+def _check_pairs(
+    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], num_labels: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    predictions, labels = [np.asarray(video) for video in predictions], [np.asarray(video) for video in labels]
+    if len(predictions) != len(labels):
+        raise ValueError(f"Got predictions of {len(predictions)} videos but labels of {len(labels)}: pass one each.")
+    for index, (predicted, true) in enumerate(zip(predictions, labels)):
+        if predicted.shape != true.shape or true.ndim != 1:
+            raise ValueError(
+                f"Video {index} has predictions of shape {predicted.shape} and labels of shape {true.shape}: "
+                "both must be (num_segments,). Cut the padding off, or mark it with -100 in the labels."
+            )
+        if num_labels is not None:
+            _check_range(index, predicted, true, num_labels)
+    return list(zip(predictions, labels))
+
+
+def _check_range(index: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
+    kept = true != IGNORED
+    ids = np.concatenate([predicted[kept], true[kept]])
+    if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
+        raise ValueError(
+            f"Video {index} has class ids from {ids.min()} to {ids.max()}, but with num_labels={num_labels} they must "
+            f"lie in [0, {num_labels - 1}]. Check that labels and model count the same classes."
+        )
+
+
+def _can_match(event: tuple[int, float, float], other: tuple[int, float, float], tiou: float) -> bool:
+    intersection = min(event[2], other[2]) - max(event[1], other[1])
+    union = max(event[2], other[2]) - min(event[1], other[1])
+    return event[0] == other[0] and intersection > 0 and intersection >= tiou * union - 1e-9
+
+
+def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou: float) -> tuple[int, ...]:
+    kept = true != IGNORED
+    predicted = np.where(kept, predicted, IGNORED)
+    right = kept & (predicted == true)
+    predicted_events, true_events = event_spans(predicted, background), event_spans(true, background)
+    return (
+        kept.sum(),
+        right.sum(),
+        (true == background).sum(),
+        (predicted == background).sum(),
+        (right & (true == background)).sum(),
+        count_event_matches(predicted_events, true_events, tiou),
+        len(predicted_events),
+        len(true_events),
+    )
+
+
+def _main_label(labels: np.ndarray, background: int) -> int | None:
+    classes, first, counts = np.unique(labels[labels != background], return_index=True, return_counts=True)
+    return int(classes[np.lexsort((first, -counts))[0]]) if len(classes) else None
+
+
+def _ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray | float:
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    ratio = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return ratio if ratio.ndim else float(ratio)
+
+
+def _quantiles(values: np.ndarray, shares: tuple[float, float]) -> tuple[float, float]:
+    values = values[~np.isnan(values)]
+    return tuple(float(value) for value in np.quantile(values, shares)) if len(values) else (np.nan, np.nan)
