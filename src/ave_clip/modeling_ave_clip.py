@@ -46,7 +46,7 @@ class AVEClipLocalizationOutput(ModelOutput):
         visual_attentions (`torch.FloatTensor` of shape `(batch_size, num_segments, num_locations)`, *optional*):
             AGVA weights over the locations of the picture, each segment summing to 1.
         temporal_attentions (`tuple` of `torch.FloatTensor` of shape `(batch_size, num_segments, num_segments)`):
-            One map a window, block-diagonal, rows summing to 1 (padded rows are 0). `None` with feature attention only.
+            One map a window, block-diagonal, rows summing to 1 (padded rows: 0). `None` with feature attention only.
         feature_attentions (`tuple` of `torch.FloatTensor` of shape `(batch_size, num_blocks, d, d)`, *optional*):
             One map a window and block, columns summing to 1. `None` with temporal attention only.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch_size, num_segments, hidden_size)`, *optional*):
