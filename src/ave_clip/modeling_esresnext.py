@@ -107,11 +107,32 @@ def fbsp_kernel(
     return kernel / math.sqrt(length) if normalized else kernel
 
 
+class _CachedKernel(torch.autograd.Function):
+    """A kernel computed earlier, with the gradient of `fbsp_kernel`: only the backward pass computes it again."""
+
+    @staticmethod
+    def forward(ctx, order, bandwidth, centre, kernel, length: int, normalized: bool) -> torch.Tensor:
+        ctx.save_for_backward(order, bandwidth, centre)
+        ctx.length, ctx.normalized = length, normalized
+        return kernel.view_as(kernel)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        with torch.enable_grad():
+            parameters = [parameter.detach().requires_grad_() for parameter in ctx.saved_tensors]
+            kernel = fbsp_kernel(*parameters, ctx.length, ctx.normalized)
+        return (*torch.autograd.grad(kernel, parameters, gradient), None, None, None)
+
+
 class AudioCLIPSpectrogram(nn.Module):
     """Framing and the learned fbsp transform, always computed in at least float32.
 
     Moving the model to half precision leaves this module's tensors at float32: bfloat16 cannot even tell the centre
     frequencies of neighbouring bins apart.
+
+    In eval mode the filters are computed once and kept with a copy of the values they came from; they are computed
+    again as soon as those values, the dtype or the device differ. Copies, pickles and state dicts leave them out.
     """
 
     def __init__(self, config: AudioCLIPAudioConfig):
@@ -122,8 +143,20 @@ class AudioCLIPSpectrogram(nn.Module):
         self.m = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
         self.fb = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
         self.fc = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
+        self._cache: tuple[torch.Tensor, torch.Tensor] | None = None  # values of the parameters, kernel
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": None}
+
+    def train(self, mode: bool = True) -> "AudioCLIPSpectrogram":
+        """Switch modes; training drops the cached filters."""
+        if mode:
+            self._cache = None
+        return super().train(mode)
 
     def _apply(self, fn, recurse=True):
+        self._cache = None
+
         def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
             if result.is_floating_point() and result.dtype.itemsize < 4:
@@ -133,9 +166,33 @@ class AudioCLIPSpectrogram(nn.Module):
         return super()._apply(at_least_float32, recurse)
 
     def kernel(self, dtype: torch.dtype) -> torch.Tensor:
-        """The filters, `(2, num_bins, n_fft)`."""
+        """The filters, real and imaginary parts.
+
+        Args:
+            dtype (`torch.dtype`): Dtype to compute in, float32 or float64.
+
+        Returns:
+            `torch.Tensor` of shape `(2, num_bins, n_fft)`.
+        """
+        options = self.config.n_fft, self.config.normalized
         parameters = [_ScaledGradient.apply(parameter).to(dtype) for parameter in (self.m, self.fb, self.fc)]
-        return fbsp_kernel(*parameters, self.config.n_fft, self.config.normalized)
+        if self.training or torch.compiler.is_compiling() or self.m.is_meta:
+            return fbsp_kernel(*parameters, *options)
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self._cached_kernel(torch.stack([parameter.detach() for parameter in parameters]))
+        if any(parameter.requires_grad for parameter in parameters):
+            return _CachedKernel.apply(*parameters, kernel, *options)
+        return kernel
+
+    def _cached_kernel(self, values: torch.Tensor) -> torch.Tensor:
+        cache = self._cache
+        if cache is not None:
+            same_kind = cache[0].dtype == values.dtype and cache[0].device == values.device
+            if same_kind and torch.equal(cache[0], values):
+                return cache[1]
+        kernel = fbsp_kernel(*values.unbind(), self.config.n_fft, self.config.normalized)
+        self._cache = (values, kernel)
+        return kernel
 
     def filter_loss(self, kernel: torch.Tensor) -> torch.Tensor:
         """Mean squared deviation of the filters' norms from 1 (from `sqrt(n_fft)` if not normalized)."""
