@@ -576,13 +576,17 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         self._check_mask(segment_mask, audio_features)
         visual, visual_attentions = self.attend(image_features, audio_features)
         output = self.localize(visual, audio_features, segment_mask, output_attentions)
-        if output_attentions:
-            output.visual_attentions = visual_attentions
-        if not output_hidden_states:
-            output.hidden_states = None
-        if labels is not None:
-            self._add_losses(output, labels, segment_mask)
-        return output
+        losses = {} if labels is None else self._losses(output, labels, segment_mask)
+        # Made anew, since a ModelOutput keeps the order in which its entries were set.
+        return AVEClipLocalizationOutput(
+            **losses,
+            logits=output.logits,
+            event_logits=output.event_logits,
+            visual_attentions=visual_attentions if output_attentions else None,
+            temporal_attentions=output.temporal_attentions,
+            feature_attentions=output.feature_attentions,
+            hidden_states=output.hidden_states if output_hidden_states else None,
+        )
 
     def _option(self, value: bool | None, name: str) -> bool:
         return bool(getattr(self.config, name, False)) if value is None else value
@@ -645,24 +649,24 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
                 f"{tuple(segment_mask.shape)}."
             )
 
-    def _add_losses(
+    def _losses(
         self, output: AVEClipLocalizationOutput, labels: torch.Tensor, segment_mask: torch.Tensor | None
-    ) -> None:
+    ) -> dict[str, torch.Tensor]:
         labels = self._check_labels(labels, output.logits)
         real = torch.ones(output.logits.shape[:2], dtype=torch.bool, device=output.logits.device)
         if segment_mask is not None:
             real = segment_mask.bool()
         if self.config.supervision == "weak":
-            output.category_loss = video_level_loss(output.logits, labels, real)
-        else:
-            labels = labels.masked_fill(~real, IGNORED_LABEL)
-            output.category_loss = segment_loss(output.logits, labels)
-            if output.event_logits is not None:
-                background = self.config.background_label_id
-                output.event_loss = event_attention_loss(output.event_logits, labels, background)
-        output.loss = self.config.category_loss_weight * output.category_loss
-        if output.event_loss is not None:
-            output.loss = output.loss + self.config.event_loss_weight * output.event_loss
+            category_loss = video_level_loss(output.logits, labels, real)
+            return {"loss": self.config.category_loss_weight * category_loss, "category_loss": category_loss}
+        labels = labels.masked_fill(~real, IGNORED_LABEL)
+        category_loss = segment_loss(output.logits, labels)
+        loss = self.config.category_loss_weight * category_loss
+        if output.event_logits is None:
+            return {"loss": loss, "category_loss": category_loss}
+        event_loss = event_attention_loss(output.event_logits, labels, self.config.background_label_id)
+        loss = loss + self.config.event_loss_weight * event_loss
+        return {"loss": loss, "event_loss": event_loss, "category_loss": category_loss}
 
     def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         wanted = logits.shape[:1] if self.config.supervision == "weak" else logits.shape[:2]
