@@ -1,26 +1,36 @@
 """Data sets of audio-visual events: AVE as it lies on disk, and your own videos in the same form.
 
-    load_ave(folder or zip) -> rows of {video, category, labels, ...} -> decoded on access through the processor
+    load_ave(folder or zip) -> rows of {video, category, labels, ...} -> decode_videos(..., processor) -> tensors
 
-Names are loaded when first used, so that `import ave_clip.data` costs nothing.
+Names are loaded when first used.
 """
 
 import importlib
+from typing import Any
 
 _HOME_OF = {
-    "AVE_CATEGORIES": "categories",
-    "BACKGROUND": "categories",
     "AVE": "ave",
     "AVEConfig": "ave",
+    "check_videos": "ave",
     "load_ave": "ave",
     "AnnotationError": "annotations",
+    "MissingVideoError": "builder",
+    "event_features": "builder",
+    "AVE_CATEGORIES": "categories",
+    "BACKGROUND_LABEL": "categories",
+    "label_names": "categories",
+    "decode_videos": "decoding",
+    "open_video": "decoding",
+    "AVEFeatures": "h5",
+    "H5FileError": "h5",
+    "load_ave_features": "h5",
     "generate_synthetic_ave": "synthetic",
 }
 
-__all__ = sorted(_HOME_OF)
+__all__ = [*_HOME_OF]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -5,12 +5,15 @@ file comes with and without a header line; reading one as the other shifts every
 detected. Categories contain commas and video ids repeat: fields are cut at `&` only, a sample is its row number.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .categories import BACKGROUND, category_index
+from .categories import BACKGROUND_LABEL, category_index
 
 HEADER = ("Category", "VideoID", "Quality", "StartTime", "EndTime")
+_TOLERANCE = 1e-6  # seconds; times come from decimal text
 
 
 class AnnotationError(ValueError):
@@ -19,6 +22,14 @@ class AnnotationError(ValueError):
     def __init__(self, message: str, file: str, line: int | None = None):
         place = file if line is None else f"{file}, line {line}"
         super().__init__(f"{place}: {message}")
+
+
+class LabelledSpan(NamedTuple):
+    """An event as annotated: its class id, and where it starts and ends, in seconds."""
+
+    label: int
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def parse_categories(data: bytes, file: str = "categories.txt") -> tuple[str, ..
     for line, name in enumerate(names, start=1):
         if not name:
             raise AnnotationError("an empty line. Write one category name a line.", file, line)
-        if name.lower() == BACKGROUND:
+        if name.lower() == BACKGROUND_LABEL:
             raise AnnotationError("background is added behind the last category. Leave it out.", file, line)
         if name in names[: line - 1]:
             message = f"the category {name!r} stands in line {names.index(name) + 1} already."
@@ -91,14 +102,14 @@ def parse_categories(data: bytes, file: str = "categories.txt") -> tuple[str, ..
 
 
 def parse_annotations(
-    data: bytes, categories: Sequence[str], num_segments: int, file: str = "Annotations.txt"
+    data: bytes, categories: Sequence[str], num_segments: int | None = None, file: str = "Annotations.txt"
 ) -> list[Annotation]:
     """Read and check every row of an `Annotations.txt`, with or without header.
 
     Args:
         data (`bytes`): The file's content.
         categories (`Sequence[str]`): The category names a row may use.
-        num_segments (`int`): Length of a clip in seconds; no event may end later.
+        num_segments (`int`, *optional*): Length of a clip in seconds; no event may end later.
         file (`str`): The file's name, for messages.
 
     Returns:
@@ -123,13 +134,15 @@ def parse_annotations(
 
 
 def match_split(data: bytes, annotations: Sequence[Annotation], file: str) -> list[int]:
-    """Row numbers of the rows that a split file repeats, in its order.
+    """Row numbers of the rows that a split file repeats, in its order; none for an empty file.
 
     Raises:
         AnnotationError: if a line is no row of the annotations, or stands in the file twice.
     """
     row_of = {annotation.key: annotation.row for annotation in annotations}
     rows: dict[int, int] = {}
+    if not decode_text(data, file):
+        return []
     for entry in _parse_rows(data, file):
         row = row_of.get(entry.key)
         if row is None:
@@ -156,10 +169,50 @@ def check_disjoint(splits: Mapping[str, Sequence[int]], source: str) -> None:
             owner[row] = split
 
 
-def segment_labels(annotation: Annotation, category_id: int, num_segments: int, background: int) -> list[int]:
-    """Class id of each second of a clip: the event's within `[start, end)`, background elsewhere."""
-    event = range(annotation.start, annotation.end)
-    return [category_id if second in event else background for second in range(num_segments)]
+def label_segments(
+    events: Sequence[LabelledSpan], num_segments: int, background: int, segment_seconds: float = 1.0
+) -> list[int]:
+    """Class id of each segment: the class that covers most of it, background if none covers half of it.
+
+    Where classes cover a segment alike, the one whose event began first counts.
+
+    Args:
+        events (`Sequence[LabelledSpan]`): The clip's events, in any order.
+        num_segments (`int`): Number of segments of the clip.
+        background (`int`): Class id of background.
+        segment_seconds (`float`): Length of a segment.
+
+    Returns:
+        `list[int]` of length `num_segments`.
+
+    >>> label_segments([LabelledSpan(3, 1.0, 2.6), LabelledSpan(5, 2.6, 3.4)], num_segments=4, background=28)
+    [28, 3, 3, 28]
+    """
+    labels = [background] * num_segments
+    best = [segment_seconds / 2] * num_segments
+    ordered = sorted(events, key=lambda event: (event.start, event.label))
+    for label in dict.fromkeys(event.label for event in ordered):
+        spans = [event for event in ordered if event.label == label]
+        for segment, covered in _coverage(spans, num_segments, segment_seconds).items():
+            is_better = covered > best[segment] + _TOLERANCE
+            is_half = labels[segment] == background and covered >= best[segment] - _TOLERANCE
+            if is_better or is_half:
+                labels[segment], best[segment] = label, covered
+    return labels
+
+
+def _coverage(spans: Sequence[LabelledSpan], num_segments: int, segment_seconds: float) -> dict[int, float]:
+    """Seconds of each touched segment inside the spans, which are of one class and in order of their starts."""
+    covered: dict[int, float] = {}
+    reached = 0.0
+    for span in spans:
+        start, end = max(span.start, reached), span.end
+        first = max(0, int(start / segment_seconds))
+        for segment in range(first, min(num_segments, math.ceil(end / segment_seconds))):
+            inside = min(end, (segment + 1) * segment_seconds) - max(start, segment * segment_seconds)
+            covered[segment] = covered.get(segment, 0.0) + max(0.0, inside)
+        reached = max(reached, end)
+    return covered
 
 
 def check_video_id(video_id: str) -> None:
@@ -197,10 +250,10 @@ def _parse_row(text: str, row: int, line: int, file: str) -> Annotation:
     return Annotation(row, category, video_id, quality, int(start), int(end), line)
 
 
-def _check_times(annotation: Annotation, num_segments: int) -> None:
+def _check_times(annotation: Annotation, num_segments: int | None) -> None:
     if annotation.end < annotation.start:
         raise ValueError(f"The event ends at {annotation.end} s, before its start at {annotation.start} s.")
-    if annotation.end > num_segments:
+    if num_segments is not None and annotation.end > num_segments:
         raise ValueError(
             f"The event ends at {annotation.end} s, but a clip has {num_segments} s. "
             "Correct the row, or pass `num_segments` for longer clips."

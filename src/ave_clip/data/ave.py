@@ -5,57 +5,80 @@ annotations and looks up video files, and decodes nothing: a row holds the video
 keyed by their number in `Annotations.txt`, since video ids repeat.
 """
 
-import itertools
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 from transformers.utils import logging
 
-from .annotations import Annotation, check_disjoint, match_split, parse_annotations, parse_categories, segment_labels
+from .annotations import (
+    Annotation,
+    AnnotationError,
+    LabelledSpan,
+    check_disjoint,
+    label_segments,
+    match_split,
+    parse_annotations,
+    parse_categories,
+)
+from .builder import IGNORED_LABEL, EventBuilder, EventConfig, Example, event_features, load_events
 from .categories import AVE_CATEGORIES, background_index
+from .decoding import VideoProblem, find_problems
+from .h5 import read_order
+from .official_split import official_split
 from .storage import ANNOTATIONS_FILE, VIDEO_FOLDER, FolderStorage, VideoFile, ZipStorage, fingerprint, open_storage
 
 logger = logging.get_logger(__name__)
 
 CATEGORIES_FILE = "categories.txt"
 SPLIT_FILES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
-# A number that many counts of nodes and workers divide: each then streams its own shards and decodes nothing twice.
-NUM_STREAMING_SHARDS = 48
+ORDER_FILES = {"train": "train_order.h5", "validation": "val_order.h5", "test": "test_order.h5"}
+MATCH_ORDER_FILES = {
+    "train": "train_order_match.h5",
+    "validation": "val_order_match.h5",
+    "test": "test_order_match.h5",
+}
+CONFIGURATIONS = {
+    "full": "One class id per second, for supervised localization.",
+    "weak": "The class of the whole video; the seconds of training rows are withheld.",
+    "cross_modality": "The split of the cross-modality task, which overlaps the supervised test split.",
+}
 
 
 @dataclass
-class AVEConfig(datasets.BuilderConfig):
-    """Settings of the `AVE` builder.
+class AVEConfig(EventConfig):
+    """Settings of the `AVE` builder, beside those of [`EventConfig`].
 
     Attributes:
         num_segments (`int`): Length of a clip in seconds, one label each.
-        on_missing (`str`): What to do about rows whose video is missing or empty: "raise" or "skip".
         video_folder (`str`): Folder of the videos, relative to `Annotations.txt`.
+        background_folder (`str`, *optional*): With the configuration "weak", a folder of videos without any event, by
+            the same rule; they join the train split.
     """
 
     num_segments: int = 10
-    on_missing: str = "raise"
     video_folder: str = VIDEO_FOLDER
+    background_folder: str | None = None
 
-    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name of the cache folder: settings and content of the data, so that no two data sets share one."""
-        if self.on_missing not in ("raise", "skip"):
-            raise ValueError(f'Got on_missing={self.on_missing!r}, wanted "raise" or "skip".')
+    def fingerprint(self) -> str:
+        """Hash of annotation files and video list."""
         storage = _open(self.data_dir)
-        files = {name: storage.read(name) for name in (ANNOTATIONS_FILE, CATEGORIES_FILE, *SPLIT_FILES.values())}
-        content = fingerprint(storage.name, files, storage.list_videos(self.video_folder))
-        return super().create_config_id({**config_kwargs, "content": content}, custom_features)
+        names = [ANNOTATIONS_FILE, CATEGORIES_FILE]
+        names += [*SPLIT_FILES.values(), *ORDER_FILES.values(), *MATCH_ORDER_FILES.values()]
+        videos = storage.list_videos(self.video_folder)
+        if self.background_folder is not None:
+            background = storage.list_videos(self.background_folder)
+            videos |= {f"background/{video_id}": video for video_id, video in background.items()}
+        return fingerprint(storage.name, {name: storage.read(name) for name in names}, videos)
 
 
-class AVE(datasets.GeneratorBasedBuilder):
-    """Builder of AVE and of every data set that lies in its layout.
+class AVE(EventBuilder):
+    """Builder of AVE and of every data set that lies in its layout; [`load_ave`] is the short way to use it.
 
-    The layout is `Annotations.txt`, split files, the folder `AVE` of videos named by id, and for categories that are
-    not AVE's a `categories.txt`. Use [`load_ave`] unless the builder itself is wanted.
+    The layout is `Annotations.txt`, split files or order files, the folder `AVE` of videos named by id, and for
+    categories that are not AVE's a `categories.txt`.
 
     Example:
         >>> builder = AVE(data_dir="AVE_Dataset")  # doctest: +SKIP
@@ -63,30 +86,30 @@ class AVE(datasets.GeneratorBasedBuilder):
         >>> builder.as_dataset(split="test")  # doctest: +SKIP
     """
 
-    VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = AVEConfig
-    BUILDER_CONFIGS = [AVEConfig(name="full", description="One class id per second.")]
+    BUILDER_CONFIGS = [AVEConfig(name=name, description=text) for name, text in CONFIGURATIONS.items()]
     DEFAULT_CONFIG_NAME = "full"
 
     def _info(self) -> datasets.DatasetInfo:
         categories = read_categories(_open(self.config.data_dir))
-        return datasets.DatasetInfo(
-            description="Audio-visual events, one label per second.", features=ave_features(categories)
-        )
+        features = event_features(categories, video_level=self.config.name == "weak")
+        return datasets.DatasetInfo(description=self.config.description, features=features)
 
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        source = read_source(self.config.data_dir, self.config.num_segments)
-        videos = source.storage.list_videos(self.config.video_folder)
-        examples = build_examples(source, videos, self.config)
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"chunks": _chunk(rows, NUM_STREAMING_SHARDS)})
-            for split, rows in examples.items()
-        ]
-
-    def _generate_examples(self, chunks: list[list[dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for chunk in chunks:
-            for example in chunk:
-                yield example["row"], example
+    def read_examples(self) -> dict[str, list[Example]]:
+        """Examples of each split, in the split's order."""
+        config = self.config
+        source = read_source(config.data_dir, config.num_segments, config.name == "cross_modality")
+        videos = source.storage.list_videos(config.video_folder)
+        examples = {
+            split: [build_example(source, row, videos, config.num_segments) for row in rows]
+            for split, rows in source.splits.items()
+        }
+        if config.name == "weak":
+            _withhold_seconds(examples, source)
+            examples.setdefault("train", []).extend(_background_examples(source, config))
+        elif config.background_folder is not None:
+            raise ValueError('background_folder is for the configuration "weak": pass name="weak", or leave it out.')
+        return examples
 
 
 @dataclass(frozen=True)
@@ -105,117 +128,25 @@ class AVESource:
     annotations: list[Annotation]
     splits: dict[str, list[int]]
 
+    @property
+    def background(self) -> int:
+        """Class id of background."""
+        return background_index(self.categories)
 
-def ave_features(categories: Sequence[str]) -> datasets.Features:
-    """Columns of the data set.
+    def events(self, row: int) -> list[LabelledSpan]:
+        """The event of a row; none where it starts and ends at once."""
+        annotation = self.annotations[row]
+        if annotation.start == annotation.end:
+            return []
+        return [LabelledSpan(self.category(row), float(annotation.start), float(annotation.end))]
 
-    Args:
-        categories (`Sequence[str]`): Category names in index order, without background.
+    def category(self, row: int) -> int:
+        """Class id of a row's category."""
+        return self.categories.index(self.annotations[row].category)
 
-    Returns:
-        `datasets.Features`: `row`; `video_id`; `video` (undecoded: `{"path", "bytes"}`); `category`; `labels`, a class
-        id per second with background last; `start` and `end` of the event in seconds; `duplicate_of`, the first row
-        that shows the same video, or none; `leaks_into`, the other splits that show the same video.
-    """
-    return datasets.Features(
-        {
-            "row": datasets.Value("int64"),
-            "video_id": datasets.Value("string"),
-            "video": datasets.Video(decode=False),
-            "category": datasets.ClassLabel(names=list(categories)),
-            "labels": datasets.List(datasets.Value("int64")),
-            "start": datasets.Value("float64"),
-            "end": datasets.Value("float64"),
-            "duplicate_of": datasets.Value("int64"),
-            "leaks_into": datasets.List(datasets.Value("string")),
-        }
-    )
-
-
-def read_categories(storage: FolderStorage | ZipStorage) -> tuple[str, ...]:
-    """Category names of `categories.txt`, AVE's 28 where there is no such file."""
-    data = storage.read(CATEGORIES_FILE)
-    return AVE_CATEGORIES if data is None else parse_categories(data, CATEGORIES_FILE)
-
-
-def read_source(data_dir: str | os.PathLike, num_segments: int = 10) -> AVESource:
-    """Read the label side of a data set: categories, rows and splits, without looking at a video.
-
-    Raises:
-        AnnotationError: if a file cannot be used; the message names file and line.
-    """
-    storage = _open(data_dir)
-    categories = read_categories(storage)
-    annotations = parse_annotations(storage.read(ANNOTATIONS_FILE), categories, num_segments)
-    return AVESource(storage, categories, annotations, read_splits(storage, annotations))
-
-
-def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
-    """Row numbers of each split, in the split's order, from the split files.
-
-    Raises:
-        ValueError: if there is no split file.
-        AnnotationError: if a split names a row that does not exist, or two splits share one.
-    """
-    contents = {split: storage.read(file) for split, file in SPLIT_FILES.items()}
-    splits = {
-        split: match_split(data, annotations, SPLIT_FILES[split])
-        for split, data in contents.items()
-        if data is not None
-    }
-    if not splits:
-        raise ValueError(f"{storage.name} holds no split file. Wanted {', '.join(SPLIT_FILES.values())}.")
-    check_disjoint(splits, storage.name)
-    return splits
-
-
-def build_examples(
-    source: AVESource, videos: Mapping[str, VideoFile], config: AVEConfig
-) -> dict[str, list[dict[str, Any]]]:
-    """Examples of each split, in the split's order, of the rows whose video is there.
-
-    Raises:
-        FileNotFoundError: if videos are missing or empty and `config.on_missing` is "raise".
-    """
-    missing = [
-        annotation
-        for annotation in source.annotations
-        if annotation.video_id not in videos or videos[annotation.video_id].size == 0
-    ]
-    if missing:
-        _report_missing(missing, source, config)
-    lost = {annotation.row for annotation in missing}
-    first_rows = _first_rows(source.annotations)
-    leaks = find_leaks(source)
-    background = background_index(source.categories)
-    index_of = {name: index for index, name in enumerate(source.categories)}
-
-    def example(row: int, split: str) -> dict[str, Any]:
-        annotation = source.annotations[row]
-        category = index_of[annotation.category]
-        first = first_rows[annotation.video_id]
-        return {
-            "row": row,
-            "video_id": annotation.video_id,
-            "video": videos[annotation.video_id].path,
-            "category": category,
-            "labels": segment_labels(annotation, category, config.num_segments, background),
-            "start": annotation.start,
-            "end": annotation.end,
-            "duplicate_of": None if first == row else first,
-            "leaks_into": [other for other in leaks[annotation.video_id] if other != split],
-        }
-
-    return {split: [example(row, split) for row in rows if row not in lost] for split, rows in source.splits.items()}
-
-
-def find_leaks(source: AVESource) -> dict[str, list[str]]:
-    """The splits that show each video, by id: a video in more than one leaks from one to the other."""
-    splits: dict[str, list[str]] = defaultdict(list)
-    for split, rows in source.splits.items():
-        for video_id in dict.fromkeys(source.annotations[row].video_id for row in rows):
-            splits[video_id].append(split)
-    return splits
+    def labels(self, row: int, num_segments: int) -> list[int]:
+        """Class id of each second of a row."""
+        return label_segments(self.events(row), num_segments, self.background)
 
 
 def load_ave(
@@ -226,28 +157,41 @@ def load_ave(
     name: str = "full",
     num_segments: int = 10,
     on_missing: str = "raise",
-    video_folder: str = VIDEO_FOLDER,
+    probe_videos: bool = False,
+    video_folder: str | os.PathLike = VIDEO_FOLDER,
+    background_folder: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
     """Load AVE, or a data set in its layout, from an unpacked folder or a zip.
 
+    The splits come from `trainSet.txt`, `valSet.txt` and `testSet.txt`, else from `train_order.h5` and its siblings;
+    AVE itself, without either, gets its official split.
+
     Args:
-        data_dir (`str` or `os.PathLike`): The folder that holds `Annotations.txt`, the folder one above, or the zip.
+        data_dir (`str` or `os.PathLike`): The folder that holds `Annotations.txt`, the folder one above, or the zip,
+            which is read in place.
         split (`str`, *optional*): "train", "validation" ("val" for short), "test", or a slice of one as in
             "train[:10%]"; all of them by default.
         streaming (`bool`): Read rows as they are asked for and write no cache.
-        name (`str`): The configuration: "full" has one class id per second.
+        name (`str`): The configuration. "full" has one class id per second. "weak" has the class of the whole video in
+            `video_label` and hides the seconds of training rows. "cross_modality" uses the `_match` order files, whose
+            train split holds supervised test rows.
         num_segments (`int`): Length of a clip in seconds.
-        on_missing (`str`): What to do about rows whose video is missing or empty: "raise", or "skip" with a report.
-        video_folder (`str`): Folder of the videos, relative to `Annotations.txt`.
+        on_missing (`str`): What to do about rows whose video is missing or unreadable: "raise", or "skip" with a
+            report.
+        probe_videos (`bool`): Open every video to find unreadable ones, not only missing and empty files.
+        video_folder (`str` or `os.PathLike`): Folder of the videos, relative to `Annotations.txt`.
+        background_folder (`str` or `os.PathLike`, *optional*): With "weak", a folder of videos without events, which
+            join the train split.
         cache_dir (`str` or `os.PathLike`, *optional*): Where built rows are kept; the cache of `datasets` by default.
 
     Returns:
         `datasets.Dataset` of one split, or a `datasets.DatasetDict` of all; their iterable twins when streaming.
-        Columns as in [`ave_features`].
+        Columns as in [`event_features`].
 
     Raises:
-        FileNotFoundError: if `data_dir` does not exist, or videos are missing and `on_missing` is "raise".
+        FileNotFoundError: if `data_dir` does not exist.
+        MissingVideoError: if videos are missing and `on_missing` is "raise".
         ValueError: if the annotation files cannot be used; the message names file and line.
 
     Example:
@@ -261,42 +205,157 @@ def load_ave(
         cache_dir=None if cache_dir is None else os.fspath(cache_dir),
         num_segments=num_segments,
         on_missing=on_missing,
+        probe_videos=probe_videos,
         video_folder=os.fspath(video_folder),
+        background_folder=None if background_folder is None else os.fspath(background_folder),
     )
-    split = "validation" if split == "val" else split
-    if streaming:
-        return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return load_events(builder, split, streaming)
+
+
+def check_videos(
+    data_dir: str | os.PathLike, *, probe_videos: bool = True, video_folder: str | os.PathLike = VIDEO_FOLDER
+) -> list[VideoProblem]:
+    """The rows of a data set whose video is missing, empty or unreadable.
+
+    Args:
+        data_dir (`str` or `os.PathLike`): As for [`load_ave`].
+        probe_videos (`bool`): Open every video; without it only missing and empty files are found.
+        video_folder (`str` or `os.PathLike`): Folder of the videos, relative to `Annotations.txt`.
+
+    Returns:
+        `list[VideoProblem]`: One entry a row, with the reason.
+    """
+    storage = _open(data_dir)
+    videos = storage.list_videos(os.fspath(video_folder))
+    annotations = _read_annotations(storage, read_categories(storage), num_segments=None)
+    rows = ({"row": a.row, "video_id": a.video_id, "video": videos.get(a.video_id)} for a in annotations)
+    return find_problems(rows, probe_videos)
+
+
+def read_source(data_dir: str | os.PathLike, num_segments: int = 10, cross_modality: bool = False) -> AVESource:
+    """Read the label side of a data set: categories, rows and splits, without looking at a video.
+
+    Args:
+        data_dir (`str` or `os.PathLike`): As for [`load_ave`].
+        num_segments (`int`): Length of a clip in seconds.
+        cross_modality (`bool`): Take the split of the cross-modality task.
+
+    Raises:
+        AnnotationError: if a file cannot be used; the message names file and line.
+    """
+    storage = _open(data_dir)
+    categories = read_categories(storage)
+    annotations = _read_annotations(storage, categories, num_segments)
+    read = read_match_splits if cross_modality else read_splits
+    return AVESource(storage, categories, annotations, read(storage, annotations))
+
+
+def read_categories(storage: FolderStorage | ZipStorage) -> tuple[str, ...]:
+    """Category names of `categories.txt`, AVE's where there is no such file."""
+    data = storage.read(CATEGORIES_FILE)
+    return AVE_CATEGORIES if data is None else parse_categories(data, CATEGORIES_FILE)
+
+
+def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
+    """Row numbers of each split, in the split's order: from split files, else order files, else AVE's own split.
+
+    Raises:
+        ValueError: if there is none of these.
+        AnnotationError: if a split names a row that does not exist, or two splits share one.
+    """
+    files = _read_all(storage, SPLIT_FILES)
+    if files:
+        splits = {split: match_split(data, annotations, SPLIT_FILES[split]) for split, data in files.items()}
+    else:
+        splits = _read_orders(storage, ORDER_FILES, len(annotations)) or official_split(annotations)
+    if not splits:
+        wanted = ", ".join([*SPLIT_FILES.values(), *ORDER_FILES.values()])
+        raise ValueError(f"{storage.name} says nothing about splits, and its rows are not AVE's. Wanted: {wanted}.")
+    check_disjoint(splits, storage.name)
+    return splits
+
+
+def read_match_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
+    """Row numbers of each split of the cross-modality task, with a warning about supervised test rows in training.
+
+    Raises:
+        ValueError: if there is no `_match` order file.
+        AnnotationError: if a file names a row that does not exist, or two splits share one.
+    """
+    splits = _read_orders(storage, MATCH_ORDER_FILES, len(annotations))
+    if not splits:
+        wanted = ", ".join(MATCH_ORDER_FILES.values())
+        raise ValueError(f"{storage.name} has no split of the cross-modality task. Wanted: {wanted}.")
+    check_disjoint(splits, storage.name)
+    held_out = set(read_splits(storage, annotations).get("test", ()))
+    shared = len(held_out & set(splits.get("train", ())))
+    logger.warning(
+        f"The train split of the cross-modality task holds {shared} of the {len(held_out)} test rows of the "
+        "supervised task. Do not report supervised accuracy with a model trained on it."
+    )
+    return splits
+
+
+def build_example(source: AVESource, row: int, videos: Mapping[str, VideoFile], num_segments: int) -> Example:
+    """One row as an example; `video` is `None` where the video is missing."""
+    annotation = source.annotations[row]
+    return {
+        "row": row,
+        "video_id": annotation.video_id,
+        "video": videos.get(annotation.video_id),
+        "category": source.category(row),
+        "labels": source.labels(row, num_segments),
+        "start": annotation.start,
+        "end": annotation.end,
+        "events": [event._asdict() for event in source.events(row)],
+    }
+
+
+def _withhold_seconds(examples: Mapping[str, Sequence[Example]], source: AVESource) -> None:
+    for split, rows in examples.items():
+        for example in rows:
+            example["video_label"] = example["category"]
+            if split == "train":
+                hidden: dict[str, Any] = {"start": None, "end": None, "events": None}
+                example.update(hidden, labels=[IGNORED_LABEL] * len(example["labels"]))
+
+
+def _background_examples(source: AVESource, config: AVEConfig) -> list[Example]:
+    if config.background_folder is None:
+        return []
+    videos = source.storage.list_videos(config.background_folder)
+    if not videos:
+        raise ValueError(f"Got background_folder={config.background_folder!r}, but there is no video in it.")
+    hidden = {"category": None, "start": None, "end": None, "events": None, "video_label": source.background}
+    labels = [IGNORED_LABEL] * config.num_segments
+    return [
+        {"row": row, "video_id": video_id, "video": videos[video_id], "labels": labels, **hidden}
+        for row, video_id in enumerate(sorted(videos), start=len(source.annotations))
+    ]
 
 
 def _open(data_dir: str | os.PathLike | None) -> FolderStorage | ZipStorage:
     if data_dir is None:
-        raise ValueError("AVE needs data_dir: the folder that holds Annotations.txt, or the zip.")
+        raise ValueError(f"AVE needs data_dir: the folder that holds {ANNOTATIONS_FILE}, or the zip.")
     return open_storage(data_dir)
 
 
-def _first_rows(annotations: Sequence[Annotation]) -> dict[str, int]:
-    first: dict[str, int] = {}
-    for annotation in annotations:
-        first.setdefault(annotation.video_id, annotation.row)
-    return first
+def _read_annotations(
+    storage: FolderStorage | ZipStorage, categories: Sequence[str], num_segments: int | None
+) -> list[Annotation]:
+    return parse_annotations(storage.read(ANNOTATIONS_FILE) or b"", categories, num_segments)
 
 
-def _report_missing(missing: Sequence[Annotation], source: AVESource, config: AVEConfig) -> None:
-    shown = ", ".join(f"{annotation.video_id} (row {annotation.row})" for annotation in missing[:5])
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    report = (
-        f"The videos of {len(missing)} of {len(source.annotations)} rows are missing or empty in "
-        f"{config.video_folder!r} of {source.storage.name}: {shown}{more}."
-    )
-    if config.on_missing == "raise":
-        raise FileNotFoundError(f'{report} Add them, or pass on_missing="skip" to do without these rows.')
-    logger.warning(f"{report} These rows are left out.")
+def _read_all(storage: FolderStorage | ZipStorage, files: Mapping[str, str]) -> dict[str, bytes]:
+    contents = {split: storage.read(name) for split, name in files.items()}
+    return {split: data for split, data in contents.items() if data is not None}
 
 
-def _chunk(rows: list[dict[str, Any]], num_chunks: int) -> list[list[dict[str, Any]]]:
-    """Cut rows into at most `num_chunks` runs, in order, whose lengths differ by at most one."""
-    num_chunks = max(1, min(num_chunks, len(rows)))
-    bounds = [len(rows) * index // num_chunks for index in range(num_chunks + 1)]
-    return [rows[start:end] for start, end in itertools.pairwise(bounds)]
+def _read_orders(storage: FolderStorage | ZipStorage, files: Mapping[str, str], num_rows: int) -> dict[str, list[int]]:
+    orders = {}
+    for split, data in _read_all(storage, files).items():
+        try:
+            orders[split] = read_order(data, num_rows)
+        except ValueError as error:
+            raise AnnotationError(str(error), files[split]) from error
+    return orders
