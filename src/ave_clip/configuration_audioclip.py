@@ -159,9 +159,9 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
 
     @property
     def stage_inner_widths(self) -> tuple[int, ...]:
-        """Channels of the grouped convolutions of each stage, by torchvision's rule (`width_per_group` is at 64)."""
+        """Channels of the grouped convolutions of each stage, by torchvision's rule (at least one for each group)."""
         planes = [self.width * 2**stage for stage in range(NUM_STAGES)]
-        return tuple(plane * self.width_per_group // 64 * self.groups for plane in planes)
+        return tuple(max(1, plane * self.width_per_group // 64) * self.groups for plane in planes)
 
     @property
     def num_frequency_bins(self) -> int:
@@ -180,11 +180,6 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
         _check_depths(self)
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length={self.win_length} must not exceed n_fft={self.n_fft}.")
-        if self.stage_inner_widths[0] < 1:
-            raise ValueError(
-                f"width * width_per_group must be at least 64, got {self.width} * {self.width_per_group}: the grouped "
-                "convolutions of the first stage would have no channel."
-            )
         if self.num_image_rows < 1:
             raise ValueError(
                 f"n_fft={self.n_fft} gives {self.num_frequency_bins} frequency bins, at least 3 are needed."
