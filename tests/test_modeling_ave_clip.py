@@ -303,3 +303,15 @@ def test_wrong_input_is_named(localizer, inputs, message):
 def test_wrong_configuration_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**values)
+
+
+@pytest.mark.parametrize(("kind", "unused"), [("dense", 4), ("layer4", 9), ("pooled", 0)])
+def test_parameters_that_the_feature_type_never_uses_ask_for_no_gradient(kind, unused, tmp_path):
+    model = tiny_localizer(visual_feature_type=kind)
+    model.save_pretrained(tmp_path)
+    for candidate in (model, AVEClipForLocalization.from_pretrained(tmp_path).train()):
+        candidate(**raw(), labels=torch.zeros(2, 3, dtype=torch.long)).loss.backward()
+        frozen = [name for name, parameter in candidate.named_parameters() if not parameter.requires_grad]
+        assert len(frozen) == unused and all(name.startswith("vision_model.attnpool.") for name in frozen)
+        missing = [n for n, p in candidate.named_parameters() if p.requires_grad and p.grad is None and p.numel()]
+        assert missing == []

@@ -362,6 +362,17 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         self.category_head = AVEClipCategoryHead(config, fused_size)
         self.encoders_frozen = False
         self.post_init()
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        # Without this, distributed training waits for gradients that never come. Done again by `train`, since
+        # `from_pretrained` makes new parameters.
+        if not self.config.use_encoders:
+            return
+        pool = self.vision_model.attnpool
+        unused = {"dense": (pool.q_proj, pool.k_proj), "layer4": (pool,), "pooled": ()}
+        for module in unused[self.config.visual_feature_type]:
+            module.requires_grad_(False)
 
     def freeze_encoders(self) -> None:
         """Keep both towers as they are: no gradients, BatchNorm statistics fixed, also in `train()`."""
@@ -373,6 +384,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
 
     def train(self, mode: bool = True) -> "AVEClipForLocalization":
         super().train(mode)
+        if mode:
+            self._freeze_unused()
         if getattr(self, "encoders_frozen", False):
             self.vision_model.eval()
             self.audio_model.eval()
@@ -535,7 +548,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         segment_mask: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         **kwargs,
     ) -> AVEClipLocalizationOutput:
         r"""
@@ -560,15 +573,17 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
                 A class a segment (-100: not counted), or a class a video when `config.supervision` is `"weak"`.
             output_attentions (`bool`, *optional*):
                 Whether to return `visual_attentions`, `temporal_attentions` and `feature_attentions`.
-            output_hidden_states (`bool`, *optional*):
-                Whether to return `hidden_states`.
+            output_hidden_states (`bool` or `list[int]`, *optional*):
+                Whether to return `hidden_states`, or which of them (the others are `None`).
 
         Raises:
             ValueError: Raw and cached input together or incomplete, features of a wrong width or shape, labels of a
                 wrong shape or out of range, padding that is not at the end.
         """
-        output_attentions = self._option(output_attentions, "output_attentions")
-        output_hidden_states = self._option(output_hidden_states, "output_hidden_states")
+        if output_attentions is None:
+            output_attentions = getattr(self.config, "output_attentions", False)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         is_raw = self._check_inputs(pixel_values, input_values, image_features, audio_features)
         if is_raw:
             image_features, audio_features = self.encode(pixel_values, input_values, frame_mask, segment_mask)
@@ -585,11 +600,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             visual_attentions=visual_attentions if output_attentions else None,
             temporal_attentions=output.temporal_attentions,
             feature_attentions=output.feature_attentions,
-            hidden_states=output.hidden_states if output_hidden_states else None,
+            hidden_states=_chosen(output.hidden_states, output_hidden_states),
         )
-
-    def _option(self, value: bool | None, name: str) -> bool:
-        return bool(getattr(self.config, name, False)) if value is None else value
 
     def _check_inputs(self, pixel_values, input_values, image_features, audio_features) -> bool:
         raw = {"pixel_values": pixel_values, "input_values": input_values}
@@ -685,6 +697,13 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
                     f"(background) and {IGNORED_LABEL} marks segments to leave out."
                 )
         return labels.to(logits.device, torch.long)
+
+
+def _chosen(hidden_states: tuple[torch.Tensor, ...], wanted: bool | list[int]) -> tuple | None:
+    if isinstance(wanted, bool):
+        return hidden_states if wanted else None
+    kept = {index % len(hidden_states) for index in wanted}
+    return tuple(state if index in kept else None for index, state in enumerate(hidden_states))
 
 
 def segment_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

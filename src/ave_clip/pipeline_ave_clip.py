@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import ChunkPipeline
+from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .events import DECODERS, decode_labels
