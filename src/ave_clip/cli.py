@@ -1,0 +1,220 @@
+"""The `ave-clip` command. Results go to stdout, everything else to stderr.
+
+Exit code 0 when all inputs worked, 1 when any failed (the others are still written), 2 for wrong usage.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+app = typer.Typer(
+    name="ave-clip",
+    help="Find audio-visual events: what is both heard and seen in every second of a video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class OutputFormat(str, Enum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+class Decoder(str, Enum):
+    merge = "merge"
+    single_event = "single_event"
+    viterbi = "viterbi"
+    none = "none"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def say(message: str) -> None:
+    """A message for the person at the terminal."""
+    typer.echo(f"ave-clip: {message}", err=True)
+
+
+@app.command()
+def localize(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
+    ] = None,
+    format: Annotated[OutputFormat | None, typer.Option(help="Default: by --output's suffix, else table.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
+    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")] = Dtype.float32,
+    decoder: Annotated[Decoder, typer.Option(help="How probabilities become events.")] = Decoder.merge,
+    min_event_segments: Annotated[
+        int | None, typer.Option(min=1, help="Shortest event in segments; default: the model's.")
+    ] = None,
+    num_frames_per_segment: Annotated[
+        int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")] = 1,
+) -> None:
+    """Say for each VIDEO which event is both heard and seen, and when."""
+    chosen = _chosen_format(format, output)
+    localizer = _load_pipeline(model, device, dtype.value)
+    options = {
+        "decoder": decoder.value,
+        "min_event_segments": min_event_segments,
+        "num_frames_per_segment": num_frames_per_segment,
+        "batch_size": batch_size,
+        "progress": sys.stderr.isatty(),
+    }
+    write = {"table": _write_table, "json": _write_json, "jsonl": _write_jsonl, "csv": _write_csv}[chosen]
+    failed: list[str] = []
+    with _destination(output) as stream:
+        write(stream, _results(localizer, videos, options, failed))
+    if failed:
+        say(f"{len(failed)} of {len(videos)} videos failed.")
+        raise typer.Exit(1)
+
+
+def _results(
+    localizer: Callable, videos: list[str], options: dict[str, Any], failed: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and result of each video that worked, one after the other; notes the others in `failed`."""
+    for video in videos:
+        try:
+            result = localizer(video, **options)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            message = str(error) or type(error).__name__
+            say(message if video in message else f"{video}: {message}")
+            failed.append(video)
+        else:
+            yield video, result
+
+
+def _chosen_format(given: OutputFormat | None, output: Path | None) -> str:
+    if given is not None:
+        return given.value
+    suffix = "" if output is None else output.suffix.lower().lstrip(".")
+    return suffix if suffix in ("json", "jsonl", "csv") else "table"
+
+
+def _load_pipeline(model: str | None, device: str | None, dtype: str) -> Callable:
+    import torch
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    import ave_clip  # noqa: F401  (registers the task)
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        return pipeline("audio-visual-event-localization", model=model, device=device, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, RuntimeError) as error:
+        say(f"cannot load the model {model or 'ave-clip-tiny'}: {error}")
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _destination(output: Path | None) -> Iterator[TextIO]:
+    """Stdout, or a file that appears only when it is complete."""
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        handle, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f".{output.name}.")
+    except OSError as error:
+        say(f"cannot write {output}: {error.strerror}")
+        raise typer.Exit(1) from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, output)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _write_json(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    stream.write(json.dumps([{"video": name, **result} for name, result in results], indent=2, ensure_ascii=False))
+    stream.write("\n")
+
+
+def _write_jsonl(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    for name, result in results:
+        stream.write(json.dumps({"video": name, **result}, ensure_ascii=False) + "\n")
+        stream.flush()
+
+
+def _write_csv(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["video", "start", "end", "label", "score"])
+    for name, result in results:
+        for event in result["events"]:
+            times = [f"{event[key]:g}" for key in ("start", "end")]
+            writer.writerow([name, *times, event["label"], f"{event['score']:.4f}"])
+        stream.flush()
+
+
+def _write_table(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=stream, highlight=False)
+    for name, result in results:
+        if not result["events"]:
+            console.print(f"[bold]{escape(name)}[/bold]: no audio-visual event in {len(result['segments'])} segments")
+            continue
+        table = Table(title=escape(name), title_justify="left", title_style="bold")
+        for column, justify in (("start", "right"), ("end", "right"), ("event", "left"), ("score", "right")):
+            table.add_column(column, justify=justify)
+        for event in result["events"]:
+            table.add_row(
+                f"{event['start']:.1f} s", f"{event['end']:.1f} s", escape(event["label"]), f"{event['score']:.2f}"
+            )
+        console.print(table)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to make, in AVE's own layout.")],
+    videos: Annotated[int, typer.Option(min=1, help="How many clips in all.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same clips.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Make a synthetic audio-visual event data set of real mp4 clips."""
+    from .data.synthetic import generate_synthetic_ave
+
+    try:
+        generate_synthetic_ave(out, num_videos=videos, seed=seed, num_workers=workers, overwrite=overwrite)
+    except (ValueError, OSError) as error:
+        say(str(error))
+        raise typer.Exit(1) from None
+    say(f"wrote {videos} clips to {out}")
+
+
+def main() -> None:
+    """Entry point of the `ave-clip` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a file name must never stop the output
+    app()
+
+
+if __name__ == "__main__":
+    main()
