@@ -181,8 +181,8 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
             raw_speech = raw_speech.detach().cpu().numpy()
         if isinstance(raw_speech, np.ndarray):
             clips = list(raw_speech) if raw_speech.ndim == 3 else [raw_speech]
-        elif len(raw_speech) and isinstance(raw_speech[0], (float, int, np.floating)):
-            clips = [np.asarray(raw_speech, dtype=np.float32)]
+        elif len(raw_speech) and np.isscalar(raw_speech[0]):
+            clips = [np.asarray(raw_speech)]
         else:
             clips = [np.asarray(clip) for clip in raw_speech]
         if not clips or any(clip.ndim not in (1, 2) for clip in clips):

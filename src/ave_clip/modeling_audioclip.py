@@ -124,7 +124,7 @@ class AudioCLIPModel(PreTrainedModel):
     config: AudioCLIPConfig
     config_class = AudioCLIPConfig
     base_model_prefix = "audioclip"
-    main_input_name = "input_values"
+    main_input_name = "input_ids"
     input_modalities = ("audio", "image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = [
@@ -135,7 +135,6 @@ class AudioCLIPModel(PreTrainedModel):
         "CLIPTextEmbeddings",
         "CLIPEncoderLayer",
     ]
-    _keep_in_fp32_modules_strict = ["fbsp"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -148,6 +147,16 @@ class AudioCLIPModel(PreTrainedModel):
         self.logit_scale_ai = nn.Parameter(torch.empty(()))
         self.logit_scale_at = nn.Parameter(torch.empty(()))
         self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether initialisation must guard against code that ignores transformers' flags: no.
+
+        For code outside transformers it would skip modules without parameters of their own, and with them CLIP's
+        rules for its text transformer. All initial values here come from `transformers.initialization`, which heeds
+        the flags.
+        """
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

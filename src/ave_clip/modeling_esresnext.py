@@ -139,7 +139,7 @@ class AudioCLIPSpectrogram(nn.Module):
         super().__init__()
         self.config = config
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.window = nn.Buffer(torch.empty(config.win_length, dtype=dtype))
+        self.window = nn.Buffer(torch.tensor(blackman_harris_window(config.win_length), dtype=torch.float32).to(dtype))
         self.m = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
         self.fb = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
         self.fc = nn.Parameter(torch.empty(config.num_frequency_bins, dtype=dtype))
@@ -349,8 +349,9 @@ class AudioCLIPAudioModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, AudioCLIPSpectrogram):
-            window = torch.from_numpy(blackman_harris_window(self.config.win_length))
-            init.copy_(module.window, window.to(torch.float32))
+            init.copy_(
+                module.window, torch.tensor(blackman_harris_window(self.config.win_length), dtype=torch.float32)
+            )
             init.zeros_(module.m)
             init.ones_(module.fb)
             init.copy_(module.fc, torch.arange(module.fc.shape[0], dtype=torch.float32))
