@@ -110,7 +110,7 @@ class FeatureWriter:
             failed (`Mapping[int, str]`, *optional*): Its rows that could not be read, with the reason.
         """
         metadata = {"fingerprint": self.fingerprint, "failed": json.dumps(dict(failed or {}))}
-        batch = collate_features(clips) if clips else {}
+        batch = collate_clips(clips) if clips else {}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in batch.items()}
         partial = self.path(shard).with_name(f".{self.path(shard).name}.{os.getpid()}.partial")
         save_file(tensors, partial, metadata=metadata)
@@ -213,23 +213,29 @@ class FeatureStore(Dataset):
         return self._open[file]
 
 
-def collate_features(clips: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Batch clips of possibly different lengths: features padded with 0, labels with -100, marked in `segment_mask`.
+def collate_clips(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Batch clips of possibly different lengths, from `FeatureStore` or `ClipReader`; unreadable ones are left out.
 
     Args:
-        clips (`Sequence[Mapping[str, torch.Tensor]]`): Each with `row` or `rows` (scalar), `labels` `(T,)`,
-            `image_features` `(T, ...)`, `audio_features` `(T, D)` and optionally `segment_mask` `(T,)`.
+        clips (`Sequence[Mapping[str, Any]]`): Each with `row` or `rows` (scalar), `labels` `(T,)`, optionally
+            `segment_mask` `(T,)`, and any other tensors whose first dimension is T; or with an `error`.
 
     Returns:
-        `dict[str, torch.Tensor]`: `rows` `(R,)`, `labels` and `segment_mask` `(R, T)`, `image_features` and
-        `audio_features` `(R, T, ...)`.
+        `dict[str, torch.Tensor]`: `rows` `(R,)`, and every other tensor as `(R, T, ...)`. Padding is -100 in `labels`,
+        `False` in `segment_mask` and 0 elsewhere.
+
+    Raises:
+        ValueError: where no clip could be read.
     """
-    masks = [clip.get("segment_mask", torch.ones(len(clip["labels"]), dtype=torch.bool)) for clip in clips]
-    batch = {"rows": torch.stack([torch.as_tensor(clip["rows" if "rows" in clip else "row"]) for clip in clips])}
-    batch["labels"] = pad_sequence([clip["labels"] for clip in clips], True, IGNORED)
+    readable = [clip for clip in clips if "error" not in clip]
+    if not readable:
+        raise ValueError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
+    batch = {"rows": torch.stack([torch.as_tensor(clip["rows" if "rows" in clip else "row"]) for clip in readable])}
+    masks = [clip.get("segment_mask", torch.ones(len(clip["labels"]), dtype=torch.bool)) for clip in readable]
     batch["segment_mask"] = pad_sequence(masks, True, False)
-    for name in ("image_features", "audio_features"):
-        batch[name] = pad_sequence([clip[name] for clip in clips], True)
+    for name in readable[0].keys() - {"row", "rows", "segment_mask"}:
+        padding = IGNORED if name == "labels" else 0
+        batch[name] = pad_sequence([clip[name] for clip in readable], True, padding)
     return batch
 
 

@@ -17,10 +17,11 @@ Definitions:
   frequent true one. Ties go to the label seen first; a video predicted as nothing but background is wrong.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from ..events import group_segments
 
 IGNORED = -100
 
@@ -86,10 +87,8 @@ def event_spans(labels: Sequence[int], background: int) -> list[tuple[int, int, 
     >>> event_spans([9, 3, 3, 9, 3, 5], background=9)
     [(3, 1, 3), (3, 4, 5), (5, 5, 6)]
     """
-    values = np.asarray(labels)
-    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    runs = itertools.pairwise(edges)
-    return [(int(values[a]), a, b) for a, b in runs if b > a and values[a] not in (background, IGNORED)]
+    runs = group_segments([int(label) for label in labels], background)
+    return [run for run in runs if run[0] != IGNORED]
 
 
 def count_event_matches(
@@ -251,6 +250,33 @@ def localization_metrics(
     metrics["reference_points"] = reference_points(labels, background)
     if num_resamples:
         metrics["intervals"] = bootstrap_intervals(counts, num_resamples, seed=seed)
+    return metrics
+
+
+def retrieval_metrics(
+    audio_embeds: np.ndarray, image_embeds: np.ndarray, class_ids: np.ndarray, ranks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """How often a sound finds its picture among all, and a picture its sound, by cosine similarity.
+
+    Args:
+        audio_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Sounds, one per video.
+        image_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Pictures of the same segments.
+        class_ids (`np.ndarray` of shape `(num_segments,)`): Event class of each segment.
+        ranks (`Sequence[int]`): The k of each R@k.
+
+    Returns:
+        `dict[str, float]`: `audio_to_image_r1`, ... and `image_to_audio_r1`, ... (the partner is among the k most
+        similar, ties counting against it), and `audio_to_image_class_r1`, `image_to_audio_class_r1` (the most similar
+        one is of the right class).
+    """
+    audio, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (audio_embeds, image_embeds))
+    similarity = audio @ image.T
+    metrics = {}
+    for name, scores in (("audio_to_image", similarity), ("image_to_audio", similarity.T)):
+        partner = scores.diagonal()[:, None]
+        rank = (scores >= partner).sum(axis=1)  # 1 is best
+        metrics |= {f"{name}_r{k}": float((rank <= k).mean()) for k in ranks}
+        metrics[f"{name}_class_r1"] = float((class_ids[scores.argmax(axis=1)] == class_ids).mean())
     return metrics
 
 

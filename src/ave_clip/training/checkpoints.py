@@ -1,0 +1,103 @@
+"""How the stages hand their models on: AudioCLIP (pretrained or from a configuration) -> localizer on its towers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from ..configuration_audioclip import AudioCLIPConfig
+from ..configuration_ave_clip import AVEClipConfig
+from ..feature_extraction_audioclip import AudioCLIPFeatureExtractor
+from ..modeling_audioclip import AudioCLIPModel
+from ..modeling_ave_clip import AVEClipForLocalization
+from ..processing_ave_clip import AVEClipProcessor
+from ..video_processing_ave_clip import AVEClipVideoProcessor
+from .features import encoder_fingerprint
+
+TOWERS = ("vision_model", "audio_model")
+
+
+def load_audioclip(source: str | os.PathLike) -> AudioCLIPModel:
+    """Load AudioCLIP from a checkpoint, or make an untrained one from a configuration file.
+
+    Args:
+        source (`str` or `os.PathLike`): Checkpoint folder or Hub id; or the path of a `.json` configuration, whose
+            weights are then drawn at random (set the seed first).
+    """
+    if Path(source).suffix == ".json":
+        return AudioCLIPModel(AudioCLIPConfig.from_json_file(source))
+    return AudioCLIPModel.from_pretrained(source)
+
+
+def load_feature_extractor(source: str | os.PathLike, config: AudioCLIPConfig) -> AudioCLIPFeatureExtractor:
+    """Load a checkpoint's feature extractor; a `.json` configuration gets one at its sampling rate."""
+    if Path(source).suffix == ".json":
+        return AudioCLIPFeatureExtractor(sampling_rate=config.audio_config.sampling_rate)
+    return AudioCLIPFeatureExtractor.from_pretrained(source)
+
+
+def build_processor(
+    config: AudioCLIPConfig,
+    feature_extractor: AudioCLIPFeatureExtractor,
+    num_frames_per_segment: int,
+    segment_seconds: float = 1.0,
+    id2label: Mapping[int, str] | None = None,
+) -> AVEClipProcessor:
+    """Make the processor that feeds AudioCLIP's towers from video files.
+
+    Args:
+        config (`AudioCLIPConfig`): Says how large pictures are.
+        feature_extractor (`AudioCLIPFeatureExtractor`): For the sound.
+        num_frames_per_segment (`int`): Frames of each segment.
+        segment_seconds (`float`): Length of a segment.
+        id2label (`Mapping[int, str]`, *optional*): Names of the classes.
+    """
+    side = config.vision_config.image_size
+    video_processor = AVEClipVideoProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        num_frames_per_segment=num_frames_per_segment,
+        segment_seconds=segment_seconds,
+    )
+    names = None if id2label is None else dict(id2label)
+    return AVEClipProcessor(feature_extractor=feature_extractor, video_processor=video_processor, id2label=names)
+
+
+def load_encoder(source: str | os.PathLike) -> AudioCLIPModel | AVEClipForLocalization:
+    """Load a checkpoint that holds AudioCLIP's image and audio towers: AudioCLIP itself, or a localizer."""
+    if AutoConfig.from_pretrained(source).model_type == AVEClipConfig.model_type:
+        return AVEClipForLocalization.from_pretrained(source)
+    return AudioCLIPModel.from_pretrained(source)
+
+
+def audioclip_config(encoder: AudioCLIPModel | AVEClipForLocalization) -> AudioCLIPConfig:
+    """The configuration of an encoder's towers."""
+    return getattr(encoder.config, "audioclip_config", encoder.config)
+
+
+def build_localizer(
+    encoder: AudioCLIPModel | AVEClipForLocalization,
+    id2label: Mapping[int, str],
+    overrides: Mapping[str, Any] | None = None,
+) -> AVEClipForLocalization:
+    """Put an untrained localizer on AudioCLIP's towers, which are frozen.
+
+    Args:
+        encoder (`AudioCLIPModel` or `AVEClipForLocalization`): Its image and audio towers are copied.
+        id2label (`Mapping[int, str]`): Names of the classes, background last.
+        overrides (`Mapping[str, Any]`, *optional*): Further fields of `AVEClipConfig`.
+    """
+    names = {int(index): label for index, label in id2label.items()}
+    towers = audioclip_config(encoder).to_dict()
+    localizer = AVEClipForLocalization(AVEClipConfig(audioclip_config=towers, id2label=names, **(overrides or {})))
+    for tower in TOWERS:
+        getattr(localizer, tower).load_state_dict(getattr(encoder, tower).state_dict())
+    localizer.freeze_encoders()
+    return localizer
+
+
+def towers_fingerprint(encoder: AudioCLIPModel | AVEClipForLocalization) -> str:
+    """Hash of both towers' weights: the same for AudioCLIP and for a localizer that was built on it."""
+    return encoder_fingerprint({tower: getattr(encoder, tower) for tower in TOWERS})

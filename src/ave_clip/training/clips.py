@@ -1,0 +1,192 @@
+"""Clips of a labelled data set as the towers want them: read one by one, or once for all into a memory-mapped cache.
+
+N clips, T segments, K frames per segment, S samples per segment, H and W of a frame.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers.utils import logging
+
+from .arguments import write_json
+from .metrics import IGNORED
+
+logger = logging.get_logger(__name__)
+
+CACHE_FORMAT = 1
+CACHED = {"frames": "pixel_values", "frame_mask": "frame_mask", "sounds": "input_values", "labels": "labels"}
+
+
+class ClipReader(Dataset):
+    """Decodes the clips of a data set through a processor, each to as many segments as it has labels.
+
+    A clip shorter than its labels gets empty segments (no frame, silence) at the end; a longer one is cut.
+
+    Args:
+        examples (`Sequence[Mapping[str, Any]]`): Rows as `load_ave` gives them.
+        processor (`AVEClipProcessor`): Turns a file into `pixel_values`, `frame_mask` and `input_values`.
+        options: Arguments of the processor, over its own settings.
+    """
+
+    def __init__(self, examples: Sequence[Mapping[str, Any]], processor: Callable, **options: Any):
+        self.examples = examples
+        self.processor = processor
+        self.options = {"return_tensors": "pt", **options}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one clip.
+
+        Returns:
+            `dict[str, Any]`: `row`, `labels` `(T,)`, `pixel_values` `(T, K, 3, H, W)`, `frame_mask` `(T, K)` and
+            `input_values` `(T, S)`; or `row` and `error`, the reason, where the file cannot be read.
+        """
+        example = self.examples[index]
+        labels = torch.tensor(example["labels"])
+        video = example["video"]
+        source = video["bytes"] if video.get("bytes") is not None else video["path"]
+        try:
+            inputs = self.processor(videos=source, **self.options)
+        except (ValueError, OSError) as error:
+            return {"row": example["row"], "error": f"{video.get('path')}: {error}"}
+        arrays = {name: inputs[name][0] for name in ("pixel_values", "frame_mask", "input_values")}
+        arrays = {name: _fit_length(array, len(labels)) for name, array in arrays.items()}
+        return {"row": torch.tensor(example["row"]), "labels": labels, **arrays}
+
+
+class ClipCache:
+    """All clips of a split, decoded once, as memory-mapped arrays: training reads them at the speed of memory.
+
+    Frames are kept as `uint8`, resized and cropped but not normalised (see `normalize_frames`); sound as the float32
+    the audio tower takes.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder that `build_clip_cache` made.
+
+    Attributes:
+        frames (`np.ndarray` of shape `(N, T, K, 3, H, W)`, uint8)
+        frame_mask (`np.ndarray` of shape `(N, T, K)`, bool): `False` where there is no frame.
+        sounds (`np.ndarray` of shape `(N, T, S)`, float32)
+        labels (`np.ndarray` of shape `(N, T)`, int64): -100 in every segment of a clip that could not be read.
+        rows (`list[int]`): Row numbers.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.rows = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))["rows"]
+        self.frames, self.frame_mask, self.sounds, self.labels = (
+            np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in CACHED
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def build_clip_cache(
+    folder: str | os.PathLike, examples: Sequence[Mapping[str, Any]], processor: Callable, num_workers: int = 0
+) -> ClipCache:
+    """Decode every clip of a split, unless a cache of the same clips and settings stands in `folder` already.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where caches lie; each gets a sub-folder named by what it holds.
+        examples (`Sequence[Mapping[str, Any]]`): Rows as `load_ave` gives them, all with equally many labels.
+        processor (`AVEClipProcessor`): Reads, resizes and crops; holds the time grid.
+        num_workers (`int`): Processes that decode beside this one.
+
+    Returns:
+        `ClipCache`: it appears under its name only when whole.
+
+    Raises:
+        ValueError: where there are no clips, none can be read, or their numbers of labels differ.
+    """
+    if len(examples) == 0:
+        raise ValueError("Got no clips to decode: the split is empty.")
+    target = Path(folder) / cache_key(examples, processor)
+    if not target.exists():
+        reader = ClipReader(examples, processor, do_rescale=False, do_normalize=False)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        partial.mkdir(parents=True)
+        try:
+            _fill_cache(partial, reader, num_workers)
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return ClipCache(target)
+
+
+def cache_key(examples: Sequence[Mapping[str, Any]], processor: Any) -> str:
+    """Name what a cache holds: a hash of the clips (file, size, time of change), their labels and the settings."""
+    settings = [processor.video_processor.to_dict(), processor.feature_extractor.to_dict()]
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *settings], sort_keys=True, default=str).encode())
+    for example in examples:
+        path = example["video"].get("path")
+        facts = os.stat(path) if path and os.path.exists(path) else None
+        stamp = (facts.st_size, facts.st_mtime_ns) if facts else ()
+        digest.update(repr((example["row"], path, list(example["labels"]), stamp)).encode())
+    return digest.hexdigest()[:16]
+
+
+def normalize_frames(frames: torch.Tensor, video_processor: Any) -> torch.Tensor:
+    """Do to cached frames what the video processor does last: rescale and normalise.
+
+    Args:
+        frames (`torch.Tensor` of shape `(..., 3, height, width)`, uint8): From a `ClipCache`.
+        video_processor (`AVEClipVideoProcessor`): Holds the factor, mean and standard deviation.
+
+    Returns:
+        `torch.Tensor` of the same shape, float32.
+    """
+    mean = torch.tensor(video_processor.image_mean, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(video_processor.image_std, device=frames.device).view(3, 1, 1)
+    return (frames.float() * video_processor.rescale_factor - mean) / std
+
+
+def _fill_cache(folder: Path, reader: ClipReader, num_workers: int) -> None:
+    lengths = {len(labels) for labels in reader.examples["labels"]}
+    if len(lengths) > 1:
+        raise ValueError(f"The clips have {sorted(lengths)} labels each; a cache needs equally many for all.")
+    arrays: dict[str, np.ndarray] = {}
+    failed: dict[int, str] = {}
+    for index, clip in enumerate(DataLoader(reader, batch_size=None, num_workers=num_workers)):
+        if "error" in clip:
+            failed[int(clip["row"])] = clip["error"]
+            logger.warning(f"Row {clip['row']} is left out, it could not be read: {clip['error']}")
+            continue
+        values = {name: clip[source].numpy() for name, source in CACHED.items()}
+        values["frames"] = values["frames"].astype(np.uint8)
+        arrays = arrays or _new_arrays(folder, len(reader), values)
+        for name, array in arrays.items():
+            array[index] = values[name]
+    if not arrays:
+        raise ValueError(f"None of the {len(reader)} clips could be read. The first: {next(iter(failed.values()))}")
+    for array in arrays.values():
+        array.flush()
+    write_json(folder / "index.json", {"rows": list(reader.examples["row"]), "failed": failed})
+
+
+def _new_arrays(folder: Path, num_clips: int, clip: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(num_clips, *values.shape)
+        )
+        for name, values in clip.items()
+    }
+    arrays["labels"][:] = IGNORED
+    return arrays
+
+
+def _fit_length(array: torch.Tensor, num_segments: int) -> torch.Tensor:
+    missing = num_segments - len(array)
+    if missing <= 0:
+        return array[:num_segments]
+    return torch.cat([array, array.new_zeros(missing, *array.shape[1:])])
