@@ -7,6 +7,7 @@ from transformers import CLIPTextConfig, PreTrainedConfig
 
 NUM_STAGES = 4
 STAGE_EXPANSION = 4
+TOWERS = ("text", "vision", "audio")
 STEM_REDUCTION = 32  # side of the image over side of the last feature map
 
 
@@ -201,6 +202,9 @@ class AudioCLIPConfig(PreTrainedConfig):
         projection_dim (`int`, *optional*):
             Size of the shared embedding space; the three towers' own `projection_dim` follow it. Defaults to that
             of the image tower (1024).
+        towers (`tuple[str, ...]`, *optional*, defaults to `("text", "vision", "audio")`):
+            Which towers the model has. A checkpoint converted without its text tower, or from a file that holds only
+            two of them, names the others.
         logit_scale_init_value (`float`, *optional*, defaults to 1.0):
             Initial logarithm of the image-text scale.
         audio_logit_scale_init_value (`float`, *optional*, defaults to `log(100)`):
@@ -227,15 +231,23 @@ class AudioCLIPConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     projection_dim: int | None = None
+    towers: list[str] | tuple[str, ...] = TOWERS
     logit_scale_init_value: float | int = 1.0
     audio_logit_scale_init_value: float | int = math.log(100)
 
     def __post_init__(self, **kwargs):
+        self.towers = tuple(self.towers)
         super().__post_init__(**kwargs)
         if self.projection_dim is None:
             self.projection_dim = self.vision_config.projection_dim
         for tower_config in (self.text_config, self.vision_config, self.audio_config):
             tower_config.projection_dim = self.projection_dim
+
+    def validate_towers(self):
+        """Check the names of the towers."""
+        unknown = [name for name in self.towers if name not in TOWERS]
+        if unknown or not self.towers or len(set(self.towers)) < len(self.towers):
+            raise ValueError(f"towers must name some of {TOWERS}, each once, got {self.towers}.")
 
     def validate_projection(self):
         """Check the size of the shared space."""

@@ -140,12 +140,19 @@ class AudioCLIPModel(PreTrainedModel):
 
     def __init__(self, config: AudioCLIPConfig):
         super().__init__(config)
-        self.text_model = CLIPTextModelWithProjection._from_config(config.text_config)
-        self.vision_model = AudioCLIPVisionModel._from_config(config.vision_config)
-        self.audio_model = AudioCLIPAudioModel._from_config(config.audio_config)
-        self.logit_scale = nn.Parameter(torch.empty(()))  # image-text
-        self.logit_scale_ai = nn.Parameter(torch.empty(()))
-        self.logit_scale_at = nn.Parameter(torch.empty(()))
+        towers = set(config.towers)
+        if "text" in towers:
+            self.text_model = CLIPTextModelWithProjection._from_config(config.text_config)
+        if "vision" in towers:
+            self.vision_model = AudioCLIPVisionModel._from_config(config.vision_config)
+        if "audio" in towers:
+            self.audio_model = AudioCLIPAudioModel._from_config(config.audio_config)
+        if towers >= {"vision", "text"}:
+            self.logit_scale = nn.Parameter(torch.empty(()))
+        if towers >= {"audio", "vision"}:
+            self.logit_scale_ai = nn.Parameter(torch.empty(()))
+        if towers >= {"audio", "text"}:
+            self.logit_scale_at = nn.Parameter(torch.empty(()))
         self.post_init()
 
     @classmethod
@@ -162,17 +169,25 @@ class AudioCLIPModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, AudioCLIPModel):
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            init.constant_(module.logit_scale_ai, self.config.audio_logit_scale_init_value)
-            init.constant_(module.logit_scale_at, self.config.audio_logit_scale_init_value)
+            for name, logit_scale in module.named_parameters(recurse=False):
+                audio = name != "logit_scale"
+                value = self.config.audio_logit_scale_init_value if audio else self.config.logit_scale_init_value
+                init.constant_(logit_scale, value)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text tower."""
+        if "text" not in self.config.towers:
+            raise NotImplementedError("This checkpoint has no text tower, and so no token embedding.")
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding of the text tower."""
-        self.text_model.set_input_embeddings(value)
+        self._tower("text").set_input_embeddings(value)
+
+    def _tower(self, name: str) -> PreTrainedModel:
+        if name not in self.config.towers:
+            raise ValueError(f"This checkpoint has no {name} tower, only {', '.join(self.config.towers)}.")
+        return getattr(self, f"{name}_model")
 
     @can_return_tuple
     def get_text_features(
@@ -194,7 +209,7 @@ class AudioCLIPModel(PreTrainedModel):
             [`~modeling_outputs.BaseModelOutputWithPooling`]: `pooler_output` of shape `(batch_size, projection_dim)`
             is the embedding before normalisation.
         """
-        outputs = self.text_model(
+        outputs = self._tower("text")(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -224,7 +239,7 @@ class AudioCLIPModel(PreTrainedModel):
             is the embedding before normalisation, `last_hidden_state` of shape
             `(batch_size, num_positions, hidden_size)` the last feature map.
         """
-        outputs: AudioCLIPVisionOutput = self.vision_model(
+        outputs: AudioCLIPVisionOutput = self._tower("vision")(
             pixel_values=pixel_values, feature_types=("pooled", "layer4"), return_dict=True, **kwargs
         )
         return BaseModelOutputWithPooling(
@@ -250,7 +265,7 @@ class AudioCLIPModel(PreTrainedModel):
             before normalisation, `last_hidden_state` of shape `(batch_size, num_positions, hidden_size)` the last
             feature map (the maps of several channels one after the other).
         """
-        outputs: AudioCLIPAudioOutput = self.audio_model(input_values=input_values, return_dict=True, **kwargs)
+        outputs: AudioCLIPAudioOutput = self._tower("audio")(input_values=input_values, return_dict=True, **kwargs)
         feature_map = outputs.last_hidden_state.unflatten(0, (outputs.audio_embeds.shape[0], -1))  # (B, A, H, h, w)
         return AudioCLIPAudioFeatures(
             last_hidden_state=feature_map.transpose(1, 2).flatten(2).transpose(1, 2),  # (B, P, H)
@@ -321,17 +336,14 @@ class AudioCLIPModel(PreTrainedModel):
     def _compare(self, outputs: AudioCLIPOutput) -> None:
         """Set the logits of the pairs of modalities that are present."""
         audio, image, text = outputs.audio_embeds, outputs.image_embeds, outputs.text_embeds
-        outputs.logits_per_audio_image = self._logits(self.logit_scale_ai, audio, image)
-        outputs.logits_per_audio_text = self._logits(self.logit_scale_at, audio, text)
-        outputs.logits_per_image_text = self._logits(self.logit_scale, image, text)
+        outputs.logits_per_audio_image = self._logits("logit_scale_ai", audio, image)
+        outputs.logits_per_audio_text = self._logits("logit_scale_at", audio, text)
+        outputs.logits_per_image_text = self._logits("logit_scale", image, text)
 
-    @staticmethod
-    def _logits(
-        logit_scale: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _logits(self, scale_name: str, rows: torch.Tensor | None, columns: torch.Tensor | None) -> torch.Tensor | None:
         if rows is None or columns is None:
             return None
-        scale = logit_scale.exp().clamp(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE).to(rows.device)
+        scale = getattr(self, scale_name).exp().clamp(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE).to(rows.device)
         return scale * rows @ columns.t().to(rows.device)
 
     @staticmethod
