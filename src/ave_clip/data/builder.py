@@ -39,12 +39,13 @@ class MissingVideoError(ValueError):
         self.problems = list(problems)
 
 
-def event_features(categories: Sequence[str], video_level: bool = False) -> datasets.Features:
+def event_features(categories: Sequence[str], video_level: bool = False, seen: bool = False) -> datasets.Features:
     """Columns of a data set of events.
 
     Args:
         categories (`Sequence[str]`): Category names in index order, without background.
         video_level (`bool`): Add `video_label`, the class of the whole video, background among them.
+        seen (`bool`): Add `seen`, whether the category occurs in training.
 
     Returns:
         `datasets.Features`:
@@ -73,6 +74,8 @@ def event_features(categories: Sequence[str], video_level: bool = False) -> data
     }
     if video_level:
         columns["video_label"] = datasets.ClassLabel(names=label_names(categories))
+    if seen:
+        columns["seen"] = datasets.Value("bool")
     return datasets.Features(columns)
 
 
@@ -108,7 +111,11 @@ class EventBuilder(datasets.GeneratorBasedBuilder, ABC):
 
     @abstractmethod
     def read_examples(self) -> dict[str, list[Example]]:
-        """Examples of each split; `video` is a [`VideoFile`] or, where there is no such file, `None`."""
+        """Examples of each split.
+
+        `video` is a [`VideoFile`] or, where there is no such file, `None`; `problem`, where it is there and not
+        `None`, says why the video cannot be used.
+        """
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         examples = drop_problems(self.read_examples(), self.config.on_missing, self.config.probe_videos)
@@ -169,6 +176,8 @@ def drop_problems(
             raise MissingVideoError(message, problems)
         logger.warning(f"{report} These rows are left out.")
     lost = {problem.row for problem in problems}
+    for example in itertools.chain.from_iterable(examples.values()):
+        example.pop("problem", None)
     return {
         split: [{**example, "video": example["video"].path} for example in rows if example["row"] not in lost]
         for split, rows in examples.items()

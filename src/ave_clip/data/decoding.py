@@ -5,11 +5,12 @@ frames and sound in one pass, by the processor; reading only labels decodes noth
 """
 
 import functools
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import datasets
@@ -33,47 +34,57 @@ class VideoProblem:
     reason: str
 
 
-def open_video(video: str | Mapping[str, Any]) -> str | bytes:
-    """What the processor and `read_video` take: the path of a local file, otherwise the video's bytes.
+def open_video(video: str | Mapping[str, Any]) -> str | BinaryIO:
+    """What the processor and `read_video` take: the path or URL of the video, otherwise its content as a file object.
 
     Args:
         video (`str` or `Mapping`): A path or address, or a row's `video` of `path` and `bytes`.
 
     Returns:
-        `str` or `bytes`: Local files are not read here; members of a zip, remote files and embedded videos are bytes.
+        `str` or file object: Local files and URLs are not read here; members of a zip, files that need `fsspec`
+        (such as `hf://`) and embedded videos are.
 
     Raises:
         ValueError: if the row has neither, or the zip has no such member.
     """
     path, content = (video, None) if isinstance(video, str) else (video.get("path"), video.get("bytes"))
     if content is not None:
-        return content
+        return _NamedBytes(content, path or "<embedded video>")
     if path is None:
         raise ValueError(f"Got the video {video!r}, which has neither a path nor bytes.")
     member, separator, archive = path.removeprefix("zip://").partition("::")
     if path.startswith("zip://") and separator and "://" not in archive:
-        return _read_member(archive, member)
-    if "://" in path:
-        import fsspec
+        return _NamedBytes(_read_member(archive, member), path)
+    if "://" not in path or (path.startswith(("http://", "https://")) and "::" not in path):
+        return path
+    import fsspec
 
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-    return path
+    with fsspec.open(path, "rb") as file:
+        return _NamedBytes(file.read(), path)
 
 
 def find_problems(examples: Iterable[Mapping[str, Any]], probe_videos: bool = False) -> list[VideoProblem]:
     """The rows whose video is missing or empty, and with `probe_videos` those whose video cannot be opened.
 
     Args:
-        examples (`Iterable[Mapping]`): Rows with `row`, `video_id` and `video`, a [`VideoFile`] or `None`.
+        examples (`Iterable[Mapping]`): Rows with `row`, `video_id`, `video` (a [`VideoFile`] or `None`) and, if a
+            problem is known already, `problem`.
         probe_videos (`bool`): Open every video and look for a video stream; some milliseconds each.
 
     Returns:
         `list[VideoProblem]` in the order of the rows.
     """
     check = functools.cache(functools.partial(_reason, probe_videos=probe_videos))
-    reasons = ((example, check(example["video"])) for example in examples)
+    reasons = ((example, example.get("problem") or check(example["video"])) for example in examples)
     return [VideoProblem(example["row"], example["video_id"], reason) for example, reason in reasons if reason]
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes of a video that know where they come from, for messages about it."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
 
 
 class DecodeVideos:
@@ -114,7 +125,7 @@ class DecodeVideos:
         inputs = self.processor(videos=clips, return_tensors="pt", **self.options)
         return {**columns, **{name: list(tensor) for name, tensor in inputs.items()}}
 
-    def _clip(self, source: str | bytes) -> "str | bytes | VideoClip":
+    def _clip(self, source: str | BinaryIO) -> "str | BinaryIO | VideoClip":
         if self.augmentation is None:
             return source
         from ..video_io import read_video
@@ -158,10 +169,20 @@ def decode_videos(
                 for split, part in dataset.items()
             }
         )
+    dataset = _keep_undecoded(dataset)
     transform = DecodeVideos(processor, augmentation, **options)
     if hasattr(dataset, "with_transform"):
         return dataset.with_transform(transform)
     return dataset.map(transform, batched=True, batch_size=1, remove_columns=["video"])
+
+
+def _keep_undecoded(dataset: Any) -> Any:
+    """A data set read back from an export decodes its videos by itself, with torchcodec; the transform wants them raw."""
+    import datasets
+
+    if getattr((dataset.features or {}).get("video"), "decode", False):
+        return dataset.cast_column("video", datasets.Video(decode=False))
+    return dataset
 
 
 def _read_member(archive: str, member: str) -> bytes:

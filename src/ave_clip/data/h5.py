@@ -60,7 +60,7 @@ class H5Array:
 
     def __getitem__(self, row: int) -> np.ndarray:
         """One row as float32; the files hold float64, of which nothing finer is needed."""
-        return self._array()[row].astype(np.float32)
+        return self._array().astype(np.float32)[row]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_process_id": None}

@@ -47,12 +47,8 @@ class FolderStorage:
         directory = self.root / folder
         if not directory.is_dir():
             return {}
-        entries = [
-            (entry.name, VideoFile(os.path.join(directory, entry.name), status.st_size, str(status.st_mtime_ns)))
-            for entry in os.scandir(directory)
-            if stat.S_ISREG((status := _status(entry)).st_mode)
-        ]
-        return _videos_by_id(entries)
+        paths = ((name, stat_video(directory / name)) for name in sorted(os.listdir(directory)))
+        return _videos_by_id([(name, video) for name, video in paths if video is not None])
 
 
 class ZipStorage:
@@ -131,6 +127,34 @@ def open_storage(data_dir: str | os.PathLike) -> FolderStorage | ZipStorage:
     return FolderStorage(below[0])
 
 
+def list_videos_below(directory: str | os.PathLike) -> dict[str, VideoFile]:
+    """The videos of a folder and the folders in it, by file name without ending.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    root = Path(directory).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"Got the video folder {str(directory)!r}, but there is none.")
+    entries = []
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            video = stat_video(os.path.join(folder, name))
+            if video is not None:
+                entries.append((name, video))
+    return _videos_by_id(entries)
+
+
+def stat_video(path: str | os.PathLike) -> VideoFile | None:
+    """A video file by its path; `None` where there is none."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    is_file = stat.S_ISREG(status.st_mode)
+    return VideoFile(os.fspath(path), status.st_size, str(status.st_mtime_ns)) if is_file else None
+
+
 def fingerprint(location: str, files: dict[str, bytes | None], videos: dict[str, VideoFile]) -> str:
     """Hash over place, annotation files and list of videos (paths, sizes, times): other content, other fingerprint."""
     digest = hashlib.sha256(location.encode("utf-8", "surrogateescape"))
@@ -140,14 +164,6 @@ def fingerprint(location: str, files: dict[str, bytes | None], videos: dict[str,
     for video_id, video in sorted(videos.items()):
         digest.update(f"{video_id}\0{video.path}\0{video.size}\0{video.modified}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def _status(entry: os.DirEntry) -> os.stat_result:
-    """Status of a folder entry, of the link itself where a symbolic link leads nowhere."""
-    try:
-        return entry.stat()
-    except FileNotFoundError:
-        return entry.stat(follow_symlinks=False)
 
 
 def _videos_by_id(entries: list[tuple[str, VideoFile]]) -> dict[str, VideoFile]:
