@@ -5,7 +5,10 @@ import torch
 
 from ave_clip.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
 from ave_clip.configuration_ave_clip import AVEClipConfig
+from ave_clip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
 from ave_clip.modeling_ave_clip import AVEClipForLocalization
+from ave_clip.processing_ave_clip import AVEClipProcessor
+from ave_clip.video_processing_ave_clip import AVEClipVideoProcessor
 
 TINY_VISION = {"image_size": 64, "width": 8, "depths": (1, 1, 1, 1), "num_attention_heads": 4, "projection_dim": 24}
 TINY_AUDIO = {
@@ -62,3 +65,28 @@ def tiny_localizer(seed: int = 0, **overrides) -> AVEClipForLocalization:
 @pytest.fixture
 def localizer() -> AVEClipForLocalization:
     return tiny_localizer()
+
+
+def tiny_processor(num_frames_per_segment: int = 2) -> AVEClipProcessor:
+    size = TINY_VISION["image_size"]
+    video_processor = AVEClipVideoProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        num_frames_per_segment=num_frames_per_segment,
+    )
+    extractor = AudioCLIPFeatureExtractor(sampling_rate=TINY_AUDIO["sampling_rate"])
+    return AVEClipProcessor(extractor, video_processor, id2label=tiny_config().id2label)
+
+
+@pytest.fixture
+def processor() -> AVEClipProcessor:
+    return tiny_processor()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """Folder of a saved tiny localizer and its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_localizer().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,83 @@
+"""The command line: formats, exit codes, and one bad file among good ones."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from .media import write_recording
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "ave_clip", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    good = write_recording(folder / "a clip.mp4", 4.0)
+    dashed = write_recording(folder / "-dash.mp4", 2.0)
+    bad = folder / "bad.mp4"
+    bad.write_text("not a video")
+    return good, bad, dashed
+
+
+def test_one_bad_file_does_not_stop_the_others(checkpoint, files, tmp_path):
+    good, bad, dashed = files
+    result = run(
+        "localize", "--model", checkpoint, "--format", "jsonl", "--", str(good), str(bad), dashed.name, cwd=good.parent
+    )
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 1
+    assert [line["video"] for line in lines] == [str(good), dashed.name]
+    assert [len(line["segments"]) for line in lines] == [4, 2]
+    assert "bad.mp4" in result.stderr and "1 of 3 videos failed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_output_goes_to_a_file_in_the_format_of_its_suffix(checkpoint, files, tmp_path):
+    good, _, _ = files
+    for suffix in ("json", "csv"):
+        result = run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path / f"out.{suffix}"))
+        assert (result.returncode, result.stdout) == (0, "")
+    (video,) = json.loads((tmp_path / "out.json").read_text())
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [event["label"] for event in video["events"]]
+    assert all(row["video"] == str(good) for row in rows)
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", "out.json"]
+
+
+def test_the_table_names_every_video(checkpoint, files):
+    good, _, dashed = files
+    result = run("localize", str(good), str(dashed), "--model", checkpoint)
+    assert result.returncode == 0
+    assert "a clip.mp4" in result.stdout and "-dash.mp4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("localize",), ("localize", "x.mp4", "--format", "xml"), ("localize", "x.mp4", "--decoder", "no"), ("nonsense",)],
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert run(*arguments).returncode == 2
+
+
+def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path):
+    result = run("localize", "x.mp4", "--model", str(tmp_path / "nothing"))
+    assert result.returncode == 1
+    assert "cannot load the model" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_synthesize_makes_a_data_set_and_does_not_overwrite(tmp_path):
+    out = tmp_path / "set"
+    first = run("synthesize", str(out), "--videos", "5", "--seed", "3", "--workers", "1")
+    assert first.returncode == 0, first.stderr
+    assert len(list((out / "AVE").glob("*.mp4"))) == 5
+    again = run("synthesize", str(out), "--videos", "5")
+    assert again.returncode == 1 and str(out) in again.stderr

@@ -1,0 +1,175 @@
+"""The pipeline on real files: one, many, long, incomplete and unreadable ones."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import ave_clip  # noqa: F401
+from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, window_starts
+
+from .conftest import tiny_processor
+from .media import cut_off, write_recording
+
+TASK = "audio-visual-event-localization"
+
+
+@pytest.fixture(scope="module")
+def localizer(checkpoint):
+    return pipeline(TASK, model=checkpoint, device="cpu")
+
+
+def scores(result) -> list[float]:
+    return [segment["score"] for segment in result["segments"]]
+
+
+def test_a_clip_gives_what_processor_and_model_give(localizer, tmp_path):
+    path = write_recording(tmp_path / "clip.mp4", 4.0)
+    assert isinstance(localizer, AudioVisualEventLocalizationPipeline)
+    result = localizer(str(path))
+    inputs = localizer.processor(videos=path, return_tensors="pt")
+    with torch.no_grad():
+        expected = localizer.processor.post_process_localization(localizer.model(**inputs))[0]
+    assert [segment["label"] for segment in result["segments"]] == [s["label"] for s in expected["segments"]]
+    assert scores(result) == pytest.approx(scores(expected), abs=1e-5)
+    assert [segment["end"] for segment in result["segments"]] == [1, 2, 3, 4]
+
+
+def test_lists_batches_and_generators_agree(localizer, tmp_path):
+    paths = [str(write_recording(tmp_path / f"{seconds}.mp4", seconds)) for seconds in (1.0, 12.0, 3.0)]
+    single = [localizer(path) for path in paths]
+    assert [len(result["segments"]) for result in single] == [1, 12, 3]
+    for results in (localizer(paths), localizer(paths, batch_size=2), list(localizer(path for path in paths))):
+        for result, expected in zip(results, single, strict=True):
+            assert scores(result) == pytest.approx(scores(expected), abs=1e-5)
+            assert len(result["events"]) == len(expected["events"])
+
+
+def test_a_generator_is_consumed_as_results_are(localizer, tmp_path):
+    path, taken = str(write_recording(tmp_path / "clip.mp4", 1.0)), []
+
+    def paths():
+        for number in range(5):
+            taken.append(number)
+            yield path
+
+    results = iter(localizer(paths()))
+    next(results)
+    assert len(taken) <= 3
+
+
+def test_a_long_video_is_the_average_over_its_windows(localizer, tmp_path):
+    path = write_recording(tmp_path / "long.mp4", 23.0)
+    result = localizer(str(path), decoder="none", overlap=0.5)
+    inputs = localizer.processor(videos=path, return_tensors="pt")
+    total, count = torch.zeros(23, 4), torch.zeros(23, 1)
+    with torch.no_grad():
+        for start in (0, 5, 10, 13):
+            part = {name: value[:, start : start + 10] for name, value in inputs.items()}
+            total[start : start + 10] += localizer.model(**part).logits[0]
+            count[start : start + 10] += 1
+    expected = (total / count).softmax(-1).max(dim=-1).values
+    assert scores(result) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_segments", [1, 9, 10, 11, 23, 101])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
+def test_windows_cover_every_segment(num_segments, overlap):
+    starts = window_starts(num_segments, 10, overlap)
+    covered = {segment for start in starts for segment in range(start, min(start + 10, num_segments))}
+    assert covered == set(range(num_segments))
+    assert starts == sorted(set(starts))
+    assert starts[-1] == max(0, num_segments - 10)
+
+
+def test_frames_are_encoded_once_although_windows_overlap(localizer, tmp_path, monkeypatch):
+    path = write_recording(tmp_path / "long.mp4", 23.0)
+    encoded = []
+    encode = type(localizer.model).encode
+    monkeypatch.setattr(
+        type(localizer.model), "encode", lambda self, *args: encoded.append(int(args[3].sum())) or encode(self, *args)
+    )
+    localizer(str(path), overlap=0.9)
+    assert encoded == [10, 10, 3]
+
+
+def test_silent_video_yields_no_events_and_neither_does_sound_alone(localizer, tmp_path, caplog):
+    silent = write_recording(tmp_path / "silent.mp4", 3.0, sound=None)
+    audio = write_recording(tmp_path / "only.m4a", 2.0, picture=None)
+    for path, missing, length in ((silent, "audio", 3), (audio, "video", 2)):
+        result = localizer(str(path))
+        assert result["events"] == []
+        assert [s["label"] for s in result["segments"]] == ["background"] * length
+        assert scores(result) == [1.0] * length
+
+
+def test_a_truncated_video_gives_the_part_that_is_there(localizer, tmp_path):
+    whole = write_recording(tmp_path / "clip.webm", 8.0)
+    result = localizer(str(cut_off(whole, 0.5)))
+    assert 1 <= len(result["segments"]) < 8
+
+
+def test_top_k_and_heatmaps_on_demand(localizer, tmp_path):
+    result = localizer(str(write_recording(tmp_path / "clip.mp4", 2.0)), top_k=3, return_heatmaps=True)
+    for segment in result["segments"]:
+        best = [entry["score"] for entry in segment["top_k"]]
+        assert len(best) == 3 and best == sorted(best, reverse=True)
+    assert result["heatmaps"].shape == (2, 2, 2)
+    np.testing.assert_allclose(result["heatmaps"].sum(axis=(1, 2)), 1, atol=1e-5)
+
+
+def test_progress_is_told_after_each_block(localizer, tmp_path):
+    path, steps = str(write_recording(tmp_path / "long.mp4", 23.0)), []
+    localizer(path, progress=lambda *step: steps.append(step))
+    assert [step[1:] for step in steps] == [(10, 23), (20, 23), (23, 23)]
+    assert steps[0][0].endswith("long.mp4")
+
+
+def test_decoded_arrays_are_taken_too(localizer):
+    frames = np.random.default_rng(0).integers(0, 255, (50, 64, 64, 3), dtype=np.uint8)
+    sound = np.zeros(16000, np.float32)
+    result = localizer({"frames": frames, "frame_rate": 25, "audio": sound, "sampling_rate": 8000})
+    assert len(result["segments"]) == 2
+
+
+def test_options_given_at_construction_hold_for_every_call(checkpoint, tmp_path):
+    localizer = pipeline(TASK, model=checkpoint, device="cpu", decoder="none", top_k=1)
+    result = localizer(str(write_recording(tmp_path / "clip.mp4", 1.0)))
+    assert len(result["segments"][0]["top_k"]) == 1
+
+
+def test_saved_pipeline_loads_again(localizer, tmp_path):
+    path = str(write_recording(tmp_path / "clip.mp4", 2.0))
+    localizer.save_pretrained(tmp_path / "saved")
+    again = pipeline(TASK, model=str(tmp_path / "saved"), device="cpu")
+    assert again(path) == localizer(path)
+    assert again.processor.to_dict() == tiny_processor().to_dict()
+
+
+def test_bfloat16_weights_work(checkpoint, tmp_path):
+    localizer = pipeline(TASK, model=checkpoint, device="cpu", dtype=torch.bfloat16)
+    assert len(localizer(str(write_recording(tmp_path / "clip.mp4", 2.0)))["segments"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "best"}, "must be one of"),
+        ({"overlap": 1.0}, "got 1.0"),
+        ({"min_event_segments": 0}, ">= 1, got 0"),
+        ({"min_event_segment": 3}, "Unknown options"),
+        ({"progress": "yes"}, "got 'yes'"),
+    ],
+)
+def test_bad_options_are_named(localizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        localizer("clip.mp4", **options)
+
+
+def test_bad_files_are_named(localizer, tmp_path):
+    fake = tmp_path / "fake.mp4"
+    fake.write_text("this is not a video")
+    with pytest.raises(ValueError, match=r"fake\.mp4"):
+        localizer(str(fake))
+    with pytest.raises(ValueError, match="A decoded video is a dictionary"):
+        localizer({"video": "x"})
