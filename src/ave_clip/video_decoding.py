@@ -30,12 +30,14 @@ SEEK_MARGIN_SECONDS = 1.0
 # A stream that has reached its declared end is waited for this long; any other until so many bytes are waiting.
 MAX_WAITING_SECONDS = 10.0
 MAX_WAITING_BYTES = 2**30
+# Time stamps that go back this far start over: MPEG recordings that were joined end to end.
+RESTART_SECONDS = 1.0
 # A stream that ends this much before its declared end counts as truncated.
 TRUNCATION_TOLERANCE_SECONDS = 0.5
 # Formats that declare a duration. In others it is an estimate from the bit rate, or the last time stamp in the file.
-FORMATS_WITH_DURATION = {"mov", "matroska", "avi", "flv", "asf", "wav"}
-# Formats whose seeking lands at a known time.
-SEEKABLE_FORMATS = {"mov", "matroska", "avi", "flv", "asf"}
+FORMATS_WITH_DURATION = {"mov", "matroska", "avi", "flv", "asf"}
+# Formats whose seeking lands at a known time. The others are decoded from their beginning.
+SEEKABLE_FORMATS = {"mov", "matroska", "flv"}
 
 
 class Recording:
@@ -85,6 +87,9 @@ class Recording:
 
     def stream_end(self, stream: Any) -> float | None:
         """Where the file declares that a stream ends, in seconds from time zero; `None` if it does not."""
+        if "avi" in self.format_names and stream.type == "video" and stream.frames and stream.average_rate:
+            # FFmpeg shortens an AVI's durations to what it finds, but not its number of frames.
+            return float(_start_time(stream) + stream.frames / stream.average_rate - self.time_zero)
         if stream.duration:
             return self.seconds(stream.duration, stream.time_base) + float(_start_time(stream))
         tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska keeps it as a tag
@@ -150,6 +155,7 @@ class Demuxer:
         self.recording = recording
         self.streams = streams
         self.error: str | None = None
+        self.is_cut = False  # whether the file stopped within a packet
         self.num_decoding_errors = 0
         self.num_late_packets = 0
         self._restart()
@@ -159,6 +165,10 @@ class Demuxer:
         self._waiting: dict[int, deque] = {stream.index: deque() for stream in self.streams}
         self._waiting_bytes = 0
         self._latest = dict.fromkeys(self._waiting, -math.inf)
+        self._epochs = dict.fromkeys(self._waiting, 0)  # how often each stream's time stamps started over
+        self._shifts = [Fraction(0)]  # what to add to them in each epoch, in seconds
+        self._first_dts: int | None = None  # of the video, and by how much its frames come out later
+        self._delay: int | None = None
         self._exhausted = False
 
     def frames(self, stream: Any) -> Iterator[tuple[float | None, Any]]:
@@ -177,9 +187,21 @@ class Demuxer:
             self.error = self.error or f"{stream.type} packet: {error.strerror}"
             return
         for frame in frames:
-            time = None if frame.pts is None else self.recording.seconds(frame.pts, stream.time_base)
+            timestamp = self._timestamp(stream, frame)
+            time = None if timestamp is None else self.recording.seconds(timestamp, stream.time_base)
             if time is None or abs(time) <= MAX_DURATION_SECONDS:
                 yield time, frame
+
+    def _timestamp(self, stream: Any, frame: Any) -> int | None:
+        if stream.type == "audio" or "avi" not in self.recording.format_names:
+            return frame.pts
+        # AVI numbers frames in the order of decoding, so with B-frames their `pts` are wrong. `dts` is the number of
+        # the packet that made the decoder put the frame out, which is always equally many packets late.
+        if frame.dts is None:
+            return None
+        if self._delay is None:
+            self._delay = frame.dts - (self._first_dts or 0)
+        return frame.dts - self._delay
 
     def _next_packet(self, stream: Any) -> Any | None:
         """The stream's next packet; `None` when there is none, or it is not worth waiting for."""
@@ -203,16 +225,40 @@ class Demuxer:
             packet = next(self._packets, None)
         except (av.FFmpegError, OSError) as error:
             self.error = getattr(error, "strerror", None) or str(error)
-            packet = None
+            self.is_cut, packet = True, None
         if packet is None:
             self._exhausted = True
         elif packet.size and packet.stream.index in self._waiting:
-            index = packet.stream.index
-            self._waiting[index].append(packet)
-            self._waiting_bytes += packet.size
-            self._latest[index] = max(self._latest[index], self._packet_time(packet))
+            self._keep(packet)
         elif packet.size:
             self.num_late_packets += 1
+
+    def _keep(self, packet: Any) -> None:
+        if packet.has_sidedata("encryption_info"):
+            raise VideoReadError(
+                f"Cannot read {self.recording.name}: it is encrypted (copy protection). Use a copy without protection."
+            )
+        index = packet.stream.index
+        self._continue_time(packet, index)
+        self.is_cut = packet.is_corrupt
+        if self._first_dts is None and packet.stream.type == "video":
+            self._first_dts = packet.dts
+        self._waiting[index].append(packet)
+        self._waiting_bytes += packet.size
+        self._latest[index] = max(self._latest[index], self._packet_time(packet))
+
+    def _continue_time(self, packet: Any, index: int) -> None:
+        """Where a stream's time stamps start over, let them go on. All streams are shifted by the same time."""
+        time_base = packet.stream.time_base
+        shift = self._shifts[self._epochs[index]]
+        if self._packet_time(packet) + float(shift) < self._latest[index] - RESTART_SECONDS:
+            self._epochs[index] += 1
+            if self._epochs[index] == len(self._shifts):
+                self._shifts.append(Fraction(max(self._latest.values()) - self._packet_time(packet)))
+            shift = self._shifts[self._epochs[index]]
+        if shift:
+            packet.dts += round(shift / time_base)
+            packet.pts = None if packet.pts is None else packet.pts + round(shift / time_base)
 
     def _packet_time(self, packet: Any) -> float:
         timestamp = packet.dts if packet.dts is not None else packet.pts
@@ -285,9 +331,12 @@ class VideoTrack:
     """
 
     def __init__(self, demuxer: Demuxer, size: tuple[int, int] | None):
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
         self.recording = demuxer.recording
         self.stream = self.recording.video
-        self.size = size
+        self.size = None if size is None else tuple(size)
         self.num_decoded = 0
         self._frames = demuxer.frames(self.stream)
         self._interval = 1 / (self.recording.frame_rate or 25)
@@ -312,10 +361,10 @@ class VideoTrack:
             frame = self._current
             if frame is not None and time < self._end and (not shown or shown[-1] is not frame):
                 shown.append(frame)
-        pictures = [self._to_picture(timed.frame) for timed in shown]
-        if not pictures:
-            return np.zeros((0, *(self.size or self._coded_size()), 3), np.uint8), np.zeros(0)
-        return np.stack(pictures), np.array([timed.time for timed in shown])
+        pictures = np.empty((len(shown), *(self.size or (0, 0)), 3), np.uint8)
+        for picture, timed in zip(pictures, shown):
+            picture[:] = self._to_picture(timed.frame)
+        return pictures, np.array([timed.time for timed in shown], dtype=np.float64)
 
     def advance(self, time: float) -> None:
         """Decode until the frame on display at `time` is the current one."""
@@ -331,6 +380,8 @@ class VideoTrack:
             return None
         self.num_decoded += 1
         self.recording.check_size(frame.width, frame.height)
+        if self.size is None:
+            self.size = displayed_size(frame)
         # A missing or backward time stamp: right after the frame before.
         previous = self._upcoming.time if self._upcoming is not None else -math.inf
         if time is None:
@@ -343,24 +394,20 @@ class VideoTrack:
         self._end = time + self._interval
         return _TimedFrame(time, frame)
 
-    def _coded_size(self) -> tuple[int, int]:
-        return self.stream.codec_context.height, self.stream.codec_context.width
-
     def _to_picture(self, frame: Any) -> np.ndarray:
         matrix = display_matrix(frame)
-        if self.size is None:
-            self.size = (frame.width, frame.height) if is_transposed(matrix) else (frame.height, frame.width)
         height, width = self.size[::-1] if is_transposed(matrix) else self.size
-        if (frame.height, frame.width) == (height, width):
-            picture = frame.to_ndarray(format="rgb24")
-        else:
-            picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-        return turn_upright(picture, matrix)
+        # One shared reformatter: each frame's own would set up the scaler anew. One thread, as for decoding.
+        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        return turn_upright(picture.to_ndarray(), matrix)
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:
     """Signs of the upper left of a frame's display matrix, `(a, b, c, d)`: `x' = a x + c y`, `y' = b x + d y`."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV before 19 stumbles over kinds of side data that are new to it
+        return {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1)}.get(frame.rotation, (1, 0, 0, 1))
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
@@ -372,6 +419,11 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int]:
 def is_transposed(matrix: tuple[int, int, int, int]) -> bool:
     """Whether a display matrix swaps width and height."""
     return matrix[0] == 0
+
+
+def displayed_size(frame: Any) -> tuple[int, int]:
+    """Height and width of a frame as displayed."""
+    return (frame.width, frame.height) if is_transposed(display_matrix(frame)) else (frame.height, frame.width)
 
 
 def clockwise_degrees(matrix: tuple[int, int, int, int]) -> int:
@@ -390,7 +442,7 @@ def turn_upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.n
         picture = picture[:, ::-1]
     if b + d < 0:
         picture = picture[::-1]
-    return np.ascontiguousarray(picture)
+    return picture
 
 
 class AudioTrack:

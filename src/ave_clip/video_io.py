@@ -17,16 +17,22 @@ time stamp until the next frame's; samples are placed by time stamp. Segment `t`
 | any length above | as many segments as it has; `iter_segments` needs memory for one of them only |
 | variable or low frame rate | the frame on display at each wanted time, each once: `F` may be smaller |
 | a gap in the sound's time stamps | silence; jitter of up to 10 ms is not a gap |
-| cut off or damaged in the middle | what can be decoded, `truncated=True` and a warning that says where it stopped |
+| cut off in the middle | what can be decoded, `truncated=True`, a warning that says where it stopped (see below) |
+| damaged in the middle | what can be decoded, and a warning with the number of packets that could not |
+| recordings joined end to end (mpegts, ogg) | one after the other, although their time stamps start over |
 | rotation or mirroring in the metadata | applied: frames come out upright |
 | picture size changing in the middle | every frame resized to the first one's size |
 | pixels that are not square | left as stored: width and height are counted in pixels |
 | several video or sound tracks | the default one, else the one FFmpeg judges best |
 | stereo | the mean of both channels |
-| 5.1 and the like | FFmpeg's mix (centre 1, front 0.71, surround 0.5, no LFE), scaled so that it cannot clip |
+| 5.1 and the like | FFmpeg's mix, scaled so that it cannot clip: centre 0.29, left and right 0.21, surround 0.15 |
 | not a recording, empty, encrypted, nothing decodable | `VideoReadError`, a `ValueError` that names the file |
 | pictures above 16384 pixels a side or 2^28 in total | `VideoReadError` |
 | a clip of more than 16 GiB when decoded | `read_video` raises `VideoReadError`; `iter_segments` reads it |
+
+That a file is cut off shows where it declares its length (mp4, mov, mkv, webm, avi, flv, wmv), or ends within a packet.
+After a seek to `start_seconds`, frames and times are exactly those of reading from the beginning; so is the sound, but
+where the file rounds time stamps to milliseconds (mkv, webm, flv) it may lie up to 1 ms beside.
 """
 
 import itertools
@@ -58,7 +64,7 @@ from .video_decoding import (
     VideoTrack,
     clockwise_degrees,
     display_matrix,
-    is_transposed,
+    displayed_size,
 )
 from .video_source import VideoReadError, open_container, source_name
 
@@ -66,6 +72,7 @@ logger = logging.get_logger(__name__)
 
 MAX_CLIP_BYTES = 16 * 2**30
 MAX_FRAMES_PER_SEGMENT = 1000
+MAX_SAMPLES_PER_SEGMENT = 2**28
 
 
 @dataclass
@@ -164,16 +171,15 @@ class ReadOptions:
         check_positive("segment_seconds", self.segment_seconds)
         _check_integer("sampling_rate", self.sampling_rate, 1, 10_000_000)
         _check_integer("num_frames_per_segment", self.num_frames_per_segment, 1, MAX_FRAMES_PER_SEGMENT)
-        if samples_per_segment(self.sampling_rate, self.segment_seconds) < 1:
+        num_samples = samples_per_segment(self.sampling_rate, self.segment_seconds)
+        if not 1 <= num_samples <= MAX_SAMPLES_PER_SEGMENT:
             raise ValueError(
                 f"Got segment_seconds={self.segment_seconds} at sampling_rate={self.sampling_rate}: a segment would "
-                "hold no sample. Make one of them larger."
+                f"hold {num_samples} samples, expected 1 to {MAX_SAMPLES_PER_SEGMENT}."
             )
         self._check_span()
         if self.size is not None:
-            height, width = self.size
-            _check_integer("size[0] (height)", height, 1, MAX_SIDE_PIXELS)
-            _check_integer("size[1] (width)", width, 1, MAX_SIDE_PIXELS)
+            self._check_size()
         if not (self.read_video or self.read_audio):
             raise ValueError("Got read_video=False and read_audio=False: nothing to read. Set at least one to True.")
 
@@ -187,6 +193,12 @@ class ReadOptions:
                 f"Got end_seconds={self.end_seconds}, expected more than start_seconds={self.start_seconds} and "
                 f"at most {MAX_DURATION_SECONDS:.0f}; leave it None to read to the end."
             )
+
+    def _check_size(self) -> None:
+        if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+            raise ValueError(f"Got size={self.size!r}, expected (height, width) in pixels.")
+        _check_integer("size[0] (height)", self.size[0], 1, MAX_SIDE_PIXELS)
+        _check_integer("size[1] (width)", self.size[1], 1, MAX_SIDE_PIXELS)
 
     @property
     def end(self) -> float:
@@ -234,9 +246,8 @@ def _displayed_size(recording: Recording) -> tuple[int, int, int]:
     _, frame = next(Demuxer(recording, [recording.video]).frames(recording.video), (None, None))
     if frame is None:
         return recording.video.codec_context.width, recording.video.codec_context.height, 0
-    matrix = display_matrix(frame)
-    width, height = (frame.height, frame.width) if is_transposed(matrix) else (frame.width, frame.height)
-    return width, height, clockwise_degrees(matrix)
+    height, width = displayed_size(frame)
+    return width, height, clockwise_degrees(display_matrix(frame))
 
 
 def iter_segments(
@@ -377,24 +388,23 @@ class SegmentReader:
     def _check_end(self) -> None:
         """Set `truncated`, and warn about what was lost."""
         demuxer, name = self._demuxer, self.recording.name
-        expected = min(self._expected_end(), self.options.end)
-        if self.recording.format_names & FORMATS_WITH_DURATION:
-            self.truncated = self._known_end < expected - TRUNCATION_TOLERANCE_SECONDS
+        declared = min(self._declared_duration, self.options.end)
+        stops_early = self._known_end < declared - TRUNCATION_TOLERANCE_SECONDS
+        self.truncated = demuxer.is_cut or (stops_early and bool(self.recording.format_names & FORMATS_WITH_DURATION))
         if self.truncated:
+            of_declared = f" of {declared:.2f} s" if stops_early else ""
+            reason = f" ({demuxer.error})" if demuxer.error else ""
             logger.warning(
-                f"{name} is cut off or damaged: it declares {expected:.2f} s but stops at {self._known_end:.2f} s. "
+                f"{name} is cut off or damaged: it stops at {self._known_end:.2f} s{of_declared}{reason}. "
                 "What could be decoded is used."
             )
-        if demuxer.num_decoding_errors:
+        elif demuxer.num_decoding_errors:
             logger.warning(f"{name}: {demuxer.num_decoding_errors} packets could not be decoded ({demuxer.error}).")
         if demuxer.num_late_packets:
             logger.warning(
                 f"{name}: {demuxer.num_late_packets} packets came too late and were left out, because sound and "
                 "picture are stored far apart. Repair it with `ffmpeg -i INPUT -c copy OUTPUT.mp4`."
             )
-
-    def _expected_end(self) -> float:
-        return self._declared_duration
 
 
 def read_video(source: Any, **options: Any) -> VideoClip:

@@ -197,13 +197,15 @@ def _open(target: Any, name: str, options: dict[str, str]) -> Any:
     timeout = TIMEOUT_SECONDS if isinstance(target, str) else None
     try:
         return av.open(target, container_options=options, metadata_errors="replace", timeout=timeout)
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except av.error.ArgumentError as error:
         raise VideoReadError(
-            f"Cannot read {name}: no video or sound recording was recognised in it ({_reason(error)}). It may be "
-            "another kind of file, cut off before its index, or encrypted. Check that a player shows it, or convert "
-            "it with `ffmpeg -i INPUT OUTPUT.mp4`."
+            f"Cannot read {name}: it is a text, a picture or a playlist, not a video or sound recording. Pass the "
+            "recording itself."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoReadError(
+            f"Cannot read {name}: no video or sound recording was recognised in it ({reason}). It may be another kind "
+            "of file, cut off before its index, or damaged. Check that a player shows it, or convert it with "
+            "`ffmpeg -i INPUT OUTPUT.mp4`."
+        ) from error
