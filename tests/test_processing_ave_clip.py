@@ -142,7 +142,7 @@ def test_bad_input_is_named(processor, tmp_path):
         processor(videos=frames, audio=np.zeros(8000), sampling_rate=44100, frame_rate=25)
     with pytest.raises(ValueError, match="NaN"):
         processor(videos=frames, audio=np.full(16000, np.nan), sampling_rate=8000, frame_rate=25)
-    with pytest.raises(ValueError, match="fill 25 segments .already sampled frames., but the audio fills 2"):
+    with pytest.raises(ValueError, match=r"fill 25 segments .already sampled frames., but the audio fills 2"):
         processor(videos=frames, audio=np.zeros(16000), sampling_rate=8000)
     with pytest.raises(ValueError, match="brings its own sound"):
         processor(videos=str(path), audio=np.zeros(8000), sampling_rate=8000)
@@ -152,7 +152,7 @@ def test_bad_input_is_named(processor, tmp_path):
         processor(audio=np.zeros(8000))
     with pytest.raises(ValueError, match="empty list"):
         processor(videos=[])
-    with pytest.raises(VideoReadError, match="missing.mp4"):
+    with pytest.raises(VideoReadError, match=r"missing\.mp4"):
         processor(videos=str(tmp_path / "missing.mp4"))
     with pytest.raises(ValueError, match="4 classes, but the processor's id2label names 2"):
         AVEClipProcessor(

@@ -9,7 +9,7 @@ One video goes this way through the package:
 
 Importing the package makes its models known to transformers: `AutoConfig`, `AutoModel`,
 `AutoModelForVideoClassification`, `AutoProcessor`, `AutoFeatureExtractor`, `AutoVideoProcessor`, and
-`pipeline("audio-visual-event-localization")`.
+the pipelines "audio-visual-event-localization" and "zero-shot-audio-visual-event-localization".
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from .modeling_audioclip import AudioCLIPModel
 from .modeling_ave_clip import AVEClipForLocalization
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
-from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
 from .processing_audioclip import AudioCLIPProcessor
 from .processing_ave_clip import AVEClipProcessor
 from .video_processing_ave_clip import AVEClipVideoProcessor
@@ -60,6 +60,12 @@ def _register() -> None:
         default={"model": (DEFAULT_CHECKPOINT, "main")},
         type="multimodal",
     )
+    PIPELINE_REGISTRY.register_pipeline(
+        "zero-shot-audio-visual-event-localization",
+        pipeline_class=ZeroShotAudioVisualEventLocalizationPipeline,
+        pt_model=AutoModel,
+        type="multimodal",
+    )
 
 
 _register()
@@ -74,5 +80,6 @@ __all__ = [
     "AudioCLIPModel",
     "AudioCLIPProcessor",
     "AudioVisualEventLocalizationPipeline",
+    "ZeroShotAudioVisualEventLocalizationPipeline",
     "__version__",
 ]

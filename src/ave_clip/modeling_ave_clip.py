@@ -12,6 +12,7 @@ d hidden size, C categories with background, N windows, c blocks of a window, m 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
 
 IGNORED_LABEL = -100
+# Frames or seconds per tower call in inference: larger chunks are slower per item on CPUs (memory bound).
+ENCODER_CHUNK_SIZE = 32
 
 
 @dataclass
@@ -328,9 +331,6 @@ class AVEClipPreTrainedModel(PreTrainedModel):
 class AVEClipForLocalization(AVEClipPreTrainedModel):
     """AVE-CLIP: for every segment of a video, the audio-visual event in it, or background."""
 
-    # Frames or seconds per tower call in inference: larger chunks are slower per item on CPUs (memory bound).
-    _encoder_chunk_size = 32
-
     def __init__(self, config: AVEClipConfig) -> None:
         super().__init__(config)
         visual_size = config.resolved_image_feature_size
@@ -436,15 +436,11 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         return image_features, audio_features
 
     def _encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        kind = self.config.visual_feature_type
-        embeds = self._in_chunks(lambda frames: self._frame_features(frames, kind), pixel_values[frame_mask])
-        segment_of_frame = frame_mask.flatten(0, 1).nonzero()[:, 0]  # (number of real frames,)
-        counts = frame_mask.flatten(0, 1).sum(dim=-1).clamp(min=1).to(embeds.dtype)  # (B * T,)
-        totals = embeds.new_zeros(counts.shape[0], *embeds.shape[1:]).index_add(0, segment_of_frame, embeds)
-        means = totals / counts.view(-1, *[1] * (embeds.dim() - 1))
-        return means.unflatten(0, frame_mask.shape[:2])  # (B, T, P, D) or (B, T, D)
+        embeds = encode_in_chunks(self._frame_features, pixel_values[frame_mask])
+        return mean_over_frames(embeds, frame_mask)  # (B, T, P, D) or (B, T, D)
 
-    def _frame_features(self, frames: torch.Tensor, kind: str) -> torch.Tensor:
+    def _frame_features(self, frames: torch.Tensor) -> torch.Tensor:
+        kind = self.config.visual_feature_type
         output = self.vision_model(frames, feature_types=(kind,))
         if kind == "dense":
             return output.dense_embeds
@@ -453,16 +449,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         return output.last_hidden_state.flatten(2).transpose(1, 2)  # (frames, P, width)
 
     def _encode_audio(self, input_values: torch.Tensor, segment_mask: torch.Tensor) -> torch.Tensor:
-        embeds = self._in_chunks(lambda sound: self.audio_model(sound).audio_embeds, input_values[segment_mask])
-        features = embeds.new_zeros(*segment_mask.shape, embeds.shape[-1])
-        return features.masked_scatter(segment_mask.unsqueeze(-1), embeds)
-
-    def _in_chunks(self, encode, items: torch.Tensor) -> torch.Tensor:
-        if len(items) == 0:  # nothing real: one blank item tells the shape
-            return encode(items.new_zeros(1, *items.shape[1:]))[:0]
-        if torch.is_grad_enabled() or self.training or len(items) <= self._encoder_chunk_size:
-            return encode(items)
-        return torch.cat([encode(chunk) for chunk in items.split(self._encoder_chunk_size)])
+        embeds = encode_in_chunks(lambda sound: self.audio_model(sound).audio_embeds, input_values[segment_mask])
+        return place_segments(embeds, segment_mask)
 
     def attend(self, image_features: torch.Tensor, audio_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """AGVA: one visual vector a segment.
@@ -697,6 +685,43 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
                     f"(background) and {IGNORED_LABEL} marks segments to leave out."
                 )
         return labels.to(logits.device, torch.long)
+
+
+def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor) -> torch.Tensor:
+    """Encode many frames or sounds, a bounded number at a time where no gradient is wanted.
+
+    Args:
+        encode (`Callable`): A tower, from `(number, ...)` to `(number, ...)`.
+        items (`torch.Tensor`, first dimension the items): May be empty.
+    """
+    if len(items) == 0:  # nothing real: one blank item tells the shape
+        return encode(items.new_zeros(1, *items.shape[1:]))[:0]
+    if torch.is_grad_enabled() or len(items) <= ENCODER_CHUNK_SIZE:
+        return encode(items)
+    return torch.cat([encode(chunk) for chunk in items.split(ENCODER_CHUNK_SIZE)])
+
+
+def mean_over_frames(embeds: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """Average the real frames of each segment (sec. 3.3).
+
+    Args:
+        embeds (`torch.Tensor` of shape `(number of True in frame_mask, ...)`): One entry a real frame, in order.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_segments, num_frames)`): Which frames are real.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_segments, ...)`: zero where a segment has no frame at all.
+    """
+    segment_of_frame = frame_mask.flatten(0, 1).nonzero()[:, 0]  # (number of real frames,)
+    counts = frame_mask.flatten(0, 1).sum(dim=-1).clamp(min=1).to(embeds.dtype)  # (B * T,)
+    totals = embeds.new_zeros(counts.shape[0], *embeds.shape[1:]).index_add(0, segment_of_frame, embeds)
+    means = totals / counts.view(-1, *[1] * (embeds.dim() - 1))
+    return means.unflatten(0, frame_mask.shape[:2])
+
+
+def place_segments(embeds: torch.Tensor, segment_mask: torch.Tensor) -> torch.Tensor:
+    """Put one vector a real segment in its place: `(number of True, D)` to `(B, T, D)`, zero under the padding."""
+    features = embeds.new_zeros(*segment_mask.shape, embeds.shape[-1])
+    return features.masked_scatter(segment_mask.unsqueeze(-1), embeds)
 
 
 def _chosen(hidden_states: tuple[torch.Tensor, ...], wanted: bool | list[int]) -> tuple | None:

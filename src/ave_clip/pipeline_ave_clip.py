@@ -1,4 +1,5 @@
-"""`pipeline("audio-visual-event-localization")`: from a video of any length to its segments and events.
+"""The pipelines `"audio-visual-event-localization"` and `"zero-shot-audio-visual-event-localization"`: from a video of
+any length to its segments and events.
 
 A video streams through in blocks of `num_segments` segments: each block is decoded, encoded once, and reduced to one
 visual and one audio vector a segment (a few kB a second). The temporal part then runs over overlapping windows of
@@ -7,29 +8,131 @@ visual and one audio vector a segment (a few kB a second). The temporal part the
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
+from .configuration_ave_clip import BACKGROUND_LABEL
 from .events import DECODERS, decode_labels
+from .modeling_ave_clip import encode_in_chunks, mean_over_frames, place_segments
 from .processing_ave_clip import AVEClipProcessor, describe
-from .segments import num_segments_for
+from .segments import num_segments_for, samples_per_segment
 from .video_io import Segment, iter_segments, probe_video
+from .video_processing_ave_clip import AVEClipVideoProcessor
 
 logger = logging.get_logger(__name__)
 
 _WINDOWS_PER_CALL = 64
-_PREPROCESS = ("num_frames_per_segment", "num_segments")
-_FORWARD = ("return_heatmaps", "progress")
-_POSTPROCESS = ("min_event_segments", "decoder", "overlap", "top_k", "num_segments", "return_heatmaps")
+_BLOCK_SEGMENTS = 10
+_CACHED_LABEL_SETS = 64
+_PICTURE_OPTIONS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+)
 
 
-class AudioVisualEventLocalizationPipeline(ChunkPipeline):
+class _VideoPipeline(ChunkPipeline):
+    """What both pipelines share: videos come in, stream through in blocks, and leave as segments and events."""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    _preprocess_options: tuple[str, ...] = ("num_frames_per_segment", "num_segments")
+    _forward_options: tuple[str, ...] = ("progress",)
+    _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k")
+
+    @property
+    def segmenter(self) -> AVEClipProcessor:
+        """Cuts videos into segments and prepares their frames and sound."""
+        return self.processor
+
+    @property
+    def default_num_segments(self) -> int:
+        """Segments in a block."""
+        return _BLOCK_SEGMENTS
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        is_stream = isinstance(inputs, (tuple, Iterator)) and not hasattr(inputs, "read")
+        if is_stream and not isinstance(inputs, GeneratorType):
+            inputs = (item for item in inputs)  # transformers streams generators only
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        stages = (self._preprocess_options, self._forward_options, self._postprocess_options)
+        known = {name for names in stages for name in names}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ValueError(f"Unknown options {unknown} for {self.task}. Known: {sorted(known)}.")
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        _check_options(given)
+        if given.get("progress") is True:
+            given["progress"] = _ProgressBar()
+        return tuple({name: given[name] for name in names if name in given} for names in stages)
+
+    def preprocess(
+        self, inputs: Any, num_frames_per_segment: int | None = None, num_segments: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yields blocks of the model's input, each padded to `num_segments`, with what `postprocess` must know."""
+        grid = self.segmenter.video_processor
+        count = num_frames_per_segment or grid.num_frames_per_segment
+        source = open_source(inputs, self.segmenter, count, grid.segment_seconds)
+        size = num_segments or self.default_num_segments
+        segments = iter(source.segments)
+        block, done = list(itertools.islice(segments, size)), 0
+        while True:
+            following = list(itertools.islice(segments, size))
+            done += len(block)
+            info = {"name": source.name, "done": done, "total": source.num_segments, "duration": source.duration}
+            info["missing"] = source.missing
+            yield {**self._block(block, size, count), "info": info, "is_last": not following}
+            if not following:
+                return
+            block = following
+
+    def _block(self, block: list[Segment], size: int, count: int) -> dict[str, torch.Tensor]:
+        extractor, video_processor = self.segmenter.feature_extractor, self.segmenter.video_processor
+        samples = samples_per_segment(extractor.sampling_rate, video_processor.segment_seconds)
+        input_values = np.zeros((1, size, samples), dtype=np.float32)
+        segment_mask = torch.zeros(1, size, dtype=torch.bool)
+        if block:
+            input_values[0, : len(block)] = extractor.scale(np.stack([segment.waveform for segment in block]))
+            segment_mask[0, : len(block)] = True
+        frames = [segment.frames for segment in block]
+        frames += [np.zeros((0, 1, 1, 3), dtype=np.uint8)] * (size - len(block))
+        visual = video_processor.preprocess_segments([frames], num_frames_per_segment=count)
+        return {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
+
+    def _finish(
+        self, probabilities: np.ndarray, names: list[str], info: dict[str, Any], top_k: int | None, **decoding: Any
+    ) -> dict[str, Any]:
+        seconds = self.segmenter.video_processor.segment_seconds
+        labels = decode_labels(probabilities, **decoding)
+        duration = min(info["duration"], len(labels) * seconds)
+        result = describe(labels, probabilities, names, seconds, duration)
+        if top_k:
+            _add_top_k(result["segments"], probabilities, names, top_k)
+        return result
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save model and processor as ordinary files, so that `pipeline(task, model=directory)` loads them again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     """Finds the audio-visual event of every second of a video.
 
     ```python
@@ -41,18 +144,20 @@ class AudioVisualEventLocalizationPipeline(ChunkPipeline):
     [{'start': 2.0, 'end': 7.0, 'label': 'Amber gong', 'score': 0.98}]
     ```
 
-    Takes a path, bytes, a binary file object or an http(s) URL; a dictionary with decoded `frames`, their `frame_rate`
-    and `audio`; a list of these (`batch_size=` blocks at once); or a generator, which is consumed as results are.
+    Takes a path, bytes, a binary file object or an http(s) URL; a dictionary with decoded `frames`, their `frame_rate`,
+    `audio` and its `sampling_rate`; a list of these (`batch_size=` blocks at once); or a generator, which is consumed
+    as results are.
 
     A video without a sound track or without pictures has no audio-visual event, by definition: it is reported as
     background throughout, with a warning.
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _forward_options = ("progress", "return_heatmaps")
+    _postprocess_options = ("min_event_segments", "decoder", "top_k", "overlap", "num_segments", "return_heatmaps")
+
+    @property
+    def default_num_segments(self) -> int:
+        return max(self.model.config.window_sizes)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Localize.
@@ -77,61 +182,7 @@ class AudioVisualEventLocalizationPipeline(ChunkPipeline):
         Raises:
             ValueError: A file that cannot be read, or an option out of its range.
         """
-        if isinstance(inputs, (tuple, map, filter)) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read")):
-            inputs = (item for item in inputs)  # transformers streams generators only
-        if isinstance(inputs, list) and not inputs:
-            return []
         return super().__call__(inputs, **kwargs)
-
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        known = {*_PREPROCESS, *_FORWARD, *_POSTPROCESS}
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise ValueError(f"Unknown options {unknown} for {self.task}. Known: {sorted(known)}.")
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        _check_options(given)
-        if given.get("progress") is True:
-            given["progress"] = _ProgressBar()
-        return tuple(
-            {name: given[name] for name in names if name in given} for names in (_PREPROCESS, _FORWARD, _POSTPROCESS)
-        )
-
-    def _window(self, num_segments: int | None) -> int:
-        return num_segments or max(self.model.config.window_sizes)
-
-    def preprocess(
-        self, inputs: Any, num_frames_per_segment: int | None = None, num_segments: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Yields blocks of the model's input, each padded to `num_segments`, with what `postprocess` must know."""
-        video_processor = self.processor.video_processor
-        count = num_frames_per_segment or video_processor.num_frames_per_segment
-        seconds = video_processor.segment_seconds
-        source = open_source(inputs, self.processor, count, seconds)
-        window = self._window(num_segments)
-        segments = iter(source.segments)
-        block, done = list(itertools.islice(segments, window)), 0
-        while True:
-            following = list(itertools.islice(segments, window))
-            done += len(block)
-            info = {"name": source.name, "done": done, "total": source.num_segments, "duration": source.duration}
-            info["missing"] = source.missing
-            yield {**self._block(block, window, count), "info": info, "is_last": not following}
-            if not following:
-                return
-            block = following
-
-    def _block(self, block: list[Segment], window: int, count: int) -> dict[str, torch.Tensor]:
-        extractor = self.processor.feature_extractor
-        samples = round(self.processor.video_processor.segment_seconds * extractor.sampling_rate)
-        input_values = np.zeros((1, window, samples), dtype=np.float32)
-        segment_mask = torch.zeros(1, window, dtype=torch.bool)
-        if block:
-            input_values[0, : len(block)] = extractor.scale(np.stack([segment.waveform for segment in block]))
-            segment_mask[0, : len(block)] = True
-        frames = [segment.frames for segment in block]
-        frames += [np.zeros((0, 1, 1, 3), dtype=np.uint8)] * (window - len(block))
-        visual = self.processor.video_processor.preprocess_segments([frames], num_frames_per_segment=count)
-        return {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
 
     def _forward(
         self,
@@ -139,22 +190,19 @@ class AudioVisualEventLocalizationPipeline(ChunkPipeline):
         return_heatmaps: bool = False,
         progress: Callable[[str, int, int], None] | bool = False,
     ) -> dict[str, Any]:
-        dtype, mask = self.model.dtype, model_inputs["segment_mask"]
+        mask = model_inputs["segment_mask"]
         image_features, audio_features = self.model.encode(
-            model_inputs["pixel_values"].to(dtype),
+            model_inputs["pixel_values"].to(self.model.dtype),
             model_inputs["input_values"],  # the spectrogram is computed in float32 whatever the weights are
             model_inputs["frame_mask"],
             mask,
         )
         visual, weights = self.model.attend(image_features, audio_features)
-        infos = model_inputs["info"]
-        if progress:
-            for info in infos if isinstance(infos, list) else [infos]:
-                progress(info["name"], info["done"], info["total"])
+        _tell(progress, model_inputs["info"])
         output = {"visual": visual, "audio": audio_features, "segment_mask": mask}
         if return_heatmaps:
             output["weights"] = weights
-        return {**output, "info": infos, "is_last": model_inputs["is_last"]}
+        return {**output, "info": model_inputs["info"], "is_last": model_inputs["is_last"]}
 
     def postprocess(
         self,
@@ -168,20 +216,13 @@ class AudioVisualEventLocalizationPipeline(ChunkPipeline):
     ) -> dict[str, Any]:
         names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         info = model_outputs[-1]["info"]
-        seconds = self.processor.video_processor.segment_seconds
-        if info["missing"] is None:
-            logits = self._localize(model_outputs, self._window(num_segments), overlap)
-            probabilities = logits.double().softmax(dim=-1).numpy()
-            if min_event_segments is None:
-                min_event_segments = self.model.config.min_event_segments
-            labels = decode_labels(probabilities, decoder, min_event_segments)
+        if info["missing"]:
+            probabilities = _all_background(info["total"], len(names))
         else:
-            probabilities = np.eye(len(names))[[-1] * info["total"]]
-            labels = probabilities.argmax(axis=1)
-        duration = min(info["duration"], len(labels) * seconds)
-        result = describe(labels, probabilities, names, seconds, duration)
-        if top_k:
-            _add_top_k(result["segments"], probabilities, names, top_k)
+            logits = self._localize(model_outputs, num_segments or self.default_num_segments, overlap)
+            probabilities = logits.double().softmax(dim=-1).numpy()
+        shortest = self.model.config.min_event_segments if min_event_segments is None else min_event_segments
+        result = self._finish(probabilities, names, info, top_k, decoder=decoder, min_event_segments=shortest)
         if return_heatmaps:
             result["heatmaps"] = None if info["missing"] else _heatmaps(model_outputs)
         return result
@@ -197,15 +238,155 @@ class AudioVisualEventLocalizationPipeline(ChunkPipeline):
         for rows in index.split(_WINDOWS_PER_CALL):
             logits = self.model.localize(visual[rows], audio[rows]).logits.float()
             total.index_add_(0, rows.flatten(), logits.flatten(0, 1))
-        counts = torch.zeros(len(visual), device=self.device).index_add_(
-            0, index.flatten(), torch.ones(index.numel(), device=self.device)
-        )
-        return (total / counts.unsqueeze(-1)).cpu()
+        return (total / torch.bincount(index.flatten(), minlength=len(total)).unsqueeze(-1)).cpu()
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save model and processor as ordinary files, so that `pipeline(task, model=directory)` loads them again."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+
+class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
+    """Finds events that are only named, with AudioCLIP and no training.
+
+    ```python
+    >>> localizer = pipeline("zero-shot-audio-visual-event-localization", model="path/to/converted-audioclip")
+    >>> localizer("clip.mp4", candidate_labels=["dog bark", "church bell"])["events"]
+    ```
+
+    For each second and label, the audio-text and image-text probabilities (softmax over the labels) are combined to
+    their geometric mean. Sight and sound agree with probability `sigmoid(scale * (cos(audio, image) - threshold))`,
+    with AudioCLIP's own audio-image scale; what remains is background. The labels' probabilities times that of
+    agreement, and background last, are decoded and returned exactly as by the trained localizer.
+
+    AudioCLIP's similarities are trained to rank, not to be read as they are: set `agreement_threshold` on a few videos
+    of your own.
+    """
+
+    _forward_options = ("progress", "candidate_labels", "hypothesis_template")
+    _postprocess_options = (
+        "min_event_segments",
+        "decoder",
+        "top_k",
+        "candidate_labels",
+        "hypothesis_template",
+        "agreement_threshold",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        images = self.processor.image_processor
+        video_processor = AVEClipVideoProcessor(
+            **{name: getattr(images, name) for name in _PICTURE_OPTIONS if getattr(images, name, None) is not None}
+        )
+        self._segmenter = AVEClipProcessor(self.processor.feature_extractor, video_processor)
+        self._label_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+
+    @property
+    def segmenter(self) -> AVEClipProcessor:
+        return self._segmenter
+
+    def __call__(self, inputs: Any, candidate_labels: list[str] | str | None = None, **kwargs: Any) -> Any:
+        """Localize.
+
+        Args:
+            inputs: As for [`AudioVisualEventLocalizationPipeline`].
+            candidate_labels (`list[str]` or `str`): Labels, or one string of them separated by commas.
+            hypothesis_template (`str`, *optional*, defaults to `"{}"`): Sentence around a label; AudioCLIP was trained
+                on bare labels.
+            agreement_threshold (`float`, *optional*, defaults to 0.0): Audio-image cosine at which sight and sound
+                agree as likely as not.
+            decoder, min_event_segments, top_k, num_frames_per_segment, progress, batch_size:
+                As for [`AudioVisualEventLocalizationPipeline`]; `min_event_segments` is 3 by default.
+
+        Returns:
+            `{"segments": [...], "events": [...]}`, or a list or iterator of them.
+
+        Raises:
+            ValueError: Labels or a template that cannot be used, or a file that cannot be read.
+        """
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = parse_labels(candidate_labels)
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        template = kwargs.get("hypothesis_template")
+        if template is not None and template.count("{}") != 1:
+            raise ValueError(f"`hypothesis_template` must hold one {{}} for the label, got {template!r}.")
+        if kwargs.get("candidate_labels") is not None:
+            kwargs["candidate_labels"] = parse_labels(kwargs["candidate_labels"])
+        return super()._sanitize_parameters(**kwargs)
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        candidate_labels: list[str] | None = None,
+        hypothesis_template: str = "{}",
+        progress: Callable[[str, int, int], None] | bool = False,
+    ) -> dict[str, Any]:
+        if candidate_labels is None:
+            raise ValueError(
+                "Pass `candidate_labels`, the events to look for, for example ['dog bark', 'church bell']."
+            )
+        self._embed_labels(candidate_labels, hypothesis_template)
+        segments = model_inputs["segment_mask"]
+        frames = model_inputs["frame_mask"] & segments.unsqueeze(-1)
+        pixels, sound = (
+            model_inputs["pixel_values"].to(self.model.dtype)[frames],
+            model_inputs["input_values"][segments],
+        )
+        image = encode_in_chunks(lambda part: self.model.vision_model(part).image_embeds, pixels)
+        audio = encode_in_chunks(lambda part: self.model.audio_model(part).audio_embeds, sound)
+        _tell(progress, model_inputs["info"])
+        return {
+            "image": mean_over_frames(image, frames),
+            "audio": place_segments(audio, segments),
+            "segment_mask": segments,
+            "info": model_inputs["info"],
+            "is_last": model_inputs["is_last"],
+        }
+
+    @torch.no_grad()
+    def _embed_labels(self, labels: list[str], template: str) -> torch.Tensor:
+        """Unit embeddings `(num_labels, D)` of the labels, kept over calls."""
+        key = (tuple(labels), template)
+        if key not in self._label_embeds:
+            texts = [template.format(label) for label in labels]
+            inputs = self.processor(text=texts, return_tensors="pt").to(self.device)
+            embeds = self.model.get_text_features(**inputs).pooler_output
+            self._label_embeds[key] = nn.functional.normalize(embeds.float(), dim=-1).cpu()
+            if len(self._label_embeds) > _CACHED_LABEL_SETS:
+                self._label_embeds.popitem(last=False)
+        return self._label_embeds[key]
+
+    def postprocess(
+        self,
+        model_outputs: list[dict[str, Any]],
+        candidate_labels: list[str] | None = None,
+        hypothesis_template: str = "{}",
+        agreement_threshold: float = 0.0,
+        min_event_segments: int = 3,
+        decoder: str = "merge",
+        top_k: int | None = None,
+    ) -> dict[str, Any]:
+        info = model_outputs[-1]["info"]
+        names = [*candidate_labels, BACKGROUND_LABEL]
+        if info["missing"]:
+            probabilities = _all_background(info["total"], len(names))
+        else:
+            text = self._embed_labels(candidate_labels, hypothesis_template)
+            embeds = [_real_segments(model_outputs, name).float() for name in ("image", "audio")]
+            image, audio = (nn.functional.normalize(embed, dim=-1) for embed in embeds)
+            probabilities = self._probabilities(image, audio, text, agreement_threshold).double().numpy()
+        decoding = {"decoder": decoder, "min_event_segments": min_event_segments}
+        return self._finish(probabilities, names, info, top_k, **decoding)
+
+    def _probabilities(
+        self, image: torch.Tensor, audio: torch.Tensor, text: torch.Tensor, threshold: float
+    ) -> torch.Tensor:
+        """`(num_segments, num_labels + 1)`: each label, then background; rows sum to 1."""
+        scales = (self.model.logit_scale, self.model.logit_scale_at, self.model.logit_scale_ai)
+        image_text, audio_text, audio_image = (scale.detach().float().exp().clamp(1, 100).cpu() for scale in scales)
+        by_image = (image_text * image @ text.T).log_softmax(dim=-1)
+        by_audio = (audio_text * audio @ text.T).log_softmax(dim=-1)
+        labels = ((by_image + by_audio) / 2).softmax(dim=-1)
+        agreement = torch.sigmoid(audio_image * ((image * audio).sum(dim=-1, keepdim=True) - threshold))
+        return torch.cat([labels * agreement, 1 - agreement], dim=-1)
 
 
 @dataclass
@@ -326,6 +507,33 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"`progress` is True or a function of (name, segments done, segments), got {progress!r}.")
 
 
+def parse_labels(labels: Sequence[str] | str) -> list[str]:
+    """Candidate labels as a list; one string holds several, separated by commas.
+
+    Raises:
+        ValueError: No label, an empty or repeated one, or one called "background".
+    """
+    parsed = labels.split(",") if isinstance(labels, str) else list(labels)
+    if not parsed or not all(isinstance(label, str) and label.strip() for label in parsed):
+        raise ValueError(f"`candidate_labels` must be one or more texts, got {labels!r}.")
+    parsed = [label.strip() for label in parsed]
+    if len(set(parsed)) < len(parsed):
+        raise ValueError(f"`candidate_labels` holds a label twice: {parsed}.")
+    if BACKGROUND_LABEL in parsed:
+        raise ValueError(f"{BACKGROUND_LABEL!r} is added by itself; leave it out of `candidate_labels` {parsed}.")
+    return parsed
+
+
+def _tell(progress: Callable[[str, int, int], None] | bool, infos: dict[str, Any] | list[dict[str, Any]]) -> None:
+    if progress:
+        for info in infos if isinstance(infos, list) else [infos]:
+            progress(info["name"], info["done"], info["total"])
+
+
+def _all_background(num_segments: int, num_labels: int) -> np.ndarray:
+    return np.eye(num_labels)[[num_labels - 1] * num_segments]
+
+
 def _real_segments(blocks: list[dict[str, Any]], name: str) -> torch.Tensor:
     return torch.cat([block[name][block["segment_mask"]] for block in blocks])
 
@@ -342,4 +550,4 @@ def _heatmaps(blocks: list[dict[str, Any]]) -> np.ndarray:
     return weights.reshape(len(weights), rows, -1)
 
 
-__all__ = ["AudioVisualEventLocalizationPipeline"]
+__all__ = ["AudioVisualEventLocalizationPipeline", "ZeroShotAudioVisualEventLocalizationPipeline"]
