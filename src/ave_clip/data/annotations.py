@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .categories import BACKGROUND_LABEL, category_index
 
 HEADER = ("Category", "VideoID", "Quality", "StartTime", "EndTime")
+IGNORED_LABEL = -100  # of a segment whose truth is withheld or unknown; losses and metrics leave it out
 _TOLERANCE = 1e-6  # seconds; times come from decimal text
 
 

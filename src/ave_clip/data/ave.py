@@ -11,40 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from transformers.utils import logging
 
-from .annotations import (
-    Annotation,
-    AnnotationError,
-    LabelledSpan,
-    check_disjoint,
-    label_segments,
-    match_split,
-    parse_annotations,
-    parse_categories,
-)
-from .builder import IGNORED_LABEL, EventBuilder, EventConfig, Example, event_features, load_events
-from .categories import AVE_CATEGORIES, background_index
+from .annotations import IGNORED_LABEL
+from .builder import EventBuilder, EventConfig, Example, event_features, load_events
 from .decoding import VideoProblem, find_problems
-from .h5 import read_order
-from .official_split import official_split
-from .storage import ANNOTATIONS_FILE, VIDEO_FOLDER, FolderStorage, VideoFile, ZipStorage, fingerprint, open_storage
-
-logger = logging.get_logger(__name__)
-
-CATEGORIES_FILE = "categories.txt"
-SPLIT_FILES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
-ORDER_FILES = {"train": "train_order.h5", "validation": "val_order.h5", "test": "test_order.h5"}
-MATCH_ORDER_FILES = {
-    "train": "train_order_match.h5",
-    "validation": "val_order_match.h5",
-    "test": "test_order_match.h5",
-}
-CONFIGURATIONS = {
-    "full": "One class id per second, for supervised localization.",
-    "weak": "The class of the whole video; the seconds of training rows are withheld.",
-    "cross_modality": "The split of the cross-modality task, which overlaps the supervised test split.",
-}
+from .source import (
+    CATEGORIES_FILE,
+    CONFIGURATIONS,
+    MATCH_ORDER_FILES,
+    ORDER_FILES,
+    SPLIT_FILES,
+    AVESource,
+    read_annotations,
+    read_categories,
+    read_source,
+)
+from .storage import ANNOTATIONS_FILE, VIDEO_FOLDER, VideoFile, fingerprint, open_storage
 
 
 @dataclass
@@ -64,7 +46,7 @@ class AVEConfig(EventConfig):
 
     def fingerprint(self) -> str:
         """Hash of annotation files and video list."""
-        storage = _open(self.data_dir)
+        storage = open_storage(self.data_dir)
         names = [ANNOTATIONS_FILE, CATEGORIES_FILE]
         names += [*SPLIT_FILES.values(), *ORDER_FILES.values(), *MATCH_ORDER_FILES.values()]
         videos = storage.list_videos(self.video_folder)
@@ -91,7 +73,7 @@ class AVE(EventBuilder):
     DEFAULT_CONFIG_NAME = "full"
 
     def _info(self) -> datasets.DatasetInfo:
-        categories = read_categories(_open(self.config.data_dir))
+        categories = read_categories(open_storage(self.config.data_dir))
         features = event_features(categories, video_level=self.config.name == "weak")
         return datasets.DatasetInfo(description=self.config.description, features=features)
 
@@ -110,43 +92,6 @@ class AVE(EventBuilder):
         elif config.background_folder is not None:
             raise ValueError('background_folder is for the configuration "weak": pass name="weak", or leave it out.')
         return examples
-
-
-@dataclass(frozen=True)
-class AVESource:
-    """The label side of a data set: everything the annotation files say.
-
-    Attributes:
-        storage (`FolderStorage` or `ZipStorage`): Where the files lie.
-        categories (`tuple[str, ...]`): Category names in index order, without background.
-        annotations (`list[Annotation]`): All rows.
-        splits (`dict[str, list[int]]`): Row numbers of each split, in the split's order.
-    """
-
-    storage: FolderStorage | ZipStorage
-    categories: tuple[str, ...]
-    annotations: list[Annotation]
-    splits: dict[str, list[int]]
-
-    @property
-    def background(self) -> int:
-        """Class id of background."""
-        return background_index(self.categories)
-
-    def events(self, row: int) -> list[LabelledSpan]:
-        """The event of a row; none where it starts and ends at once."""
-        annotation = self.annotations[row]
-        if annotation.start == annotation.end:
-            return []
-        return [LabelledSpan(self.category(row), float(annotation.start), float(annotation.end))]
-
-    def category(self, row: int) -> int:
-        """Class id of a row's category."""
-        return self.categories.index(self.annotations[row].category)
-
-    def labels(self, row: int, num_segments: int) -> list[int]:
-        """Class id of each second of a row."""
-        return label_segments(self.events(row), num_segments, self.background)
 
 
 def load_ave(
@@ -225,75 +170,11 @@ def check_videos(
     Returns:
         `list[VideoProblem]`: One entry a row, with the reason.
     """
-    storage = _open(data_dir)
+    storage = open_storage(data_dir)
     videos = storage.list_videos(os.fspath(video_folder))
-    annotations = _read_annotations(storage, read_categories(storage), num_segments=None)
+    annotations = read_annotations(storage, read_categories(storage), num_segments=None)
     rows = ({"row": a.row, "video_id": a.video_id, "video": videos.get(a.video_id)} for a in annotations)
     return find_problems(rows, probe_videos)
-
-
-def read_source(data_dir: str | os.PathLike, num_segments: int = 10, cross_modality: bool = False) -> AVESource:
-    """Read the label side of a data set: categories, rows and splits, without looking at a video.
-
-    Args:
-        data_dir (`str` or `os.PathLike`): As for [`load_ave`].
-        num_segments (`int`): Length of a clip in seconds.
-        cross_modality (`bool`): Take the split of the cross-modality task.
-
-    Raises:
-        AnnotationError: if a file cannot be used; the message names file and line.
-    """
-    storage = _open(data_dir)
-    categories = read_categories(storage)
-    annotations = _read_annotations(storage, categories, num_segments)
-    read = read_match_splits if cross_modality else read_splits
-    return AVESource(storage, categories, annotations, read(storage, annotations))
-
-
-def read_categories(storage: FolderStorage | ZipStorage) -> tuple[str, ...]:
-    """Category names of `categories.txt`, AVE's where there is no such file."""
-    data = storage.read(CATEGORIES_FILE)
-    return AVE_CATEGORIES if data is None else parse_categories(data, CATEGORIES_FILE)
-
-
-def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
-    """Row numbers of each split, in the split's order: from split files, else order files, else AVE's own split.
-
-    Raises:
-        ValueError: if there is none of these.
-        AnnotationError: if a split names a row that does not exist, or two splits share one.
-    """
-    files = _read_all(storage, SPLIT_FILES)
-    if files:
-        splits = {split: match_split(data, annotations, SPLIT_FILES[split]) for split, data in files.items()}
-    else:
-        splits = _read_orders(storage, ORDER_FILES, len(annotations)) or official_split(annotations)
-    if not splits:
-        wanted = ", ".join([*SPLIT_FILES.values(), *ORDER_FILES.values()])
-        raise ValueError(f"{storage.name} says nothing about splits, and its rows are not AVE's. Wanted: {wanted}.")
-    check_disjoint(splits, storage.name)
-    return splits
-
-
-def read_match_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
-    """Row numbers of each split of the cross-modality task, with a warning about supervised test rows in training.
-
-    Raises:
-        ValueError: if there is no `_match` order file.
-        AnnotationError: if a file names a row that does not exist, or two splits share one.
-    """
-    splits = _read_orders(storage, MATCH_ORDER_FILES, len(annotations))
-    if not splits:
-        wanted = ", ".join(MATCH_ORDER_FILES.values())
-        raise ValueError(f"{storage.name} has no split of the cross-modality task. Wanted: {wanted}.")
-    check_disjoint(splits, storage.name)
-    held_out = set(read_splits(storage, annotations).get("test", ()))
-    shared = len(held_out & set(splits.get("train", ())))
-    logger.warning(
-        f"The train split of the cross-modality task holds {shared} of the {len(held_out)} test rows of the "
-        "supervised task. Do not report supervised accuracy with a model trained on it."
-    )
-    return splits
 
 
 def build_example(source: AVESource, row: int, videos: Mapping[str, VideoFile], num_segments: int) -> Example:
@@ -332,30 +213,3 @@ def _background_examples(source: AVESource, config: AVEConfig) -> list[Example]:
         {"row": row, "video_id": video_id, "video": videos[video_id], "labels": labels, **hidden}
         for row, video_id in enumerate(sorted(videos), start=len(source.annotations))
     ]
-
-
-def _open(data_dir: str | os.PathLike | None) -> FolderStorage | ZipStorage:
-    if data_dir is None:
-        raise ValueError(f"AVE needs data_dir: the folder that holds {ANNOTATIONS_FILE}, or the zip.")
-    return open_storage(data_dir)
-
-
-def _read_annotations(
-    storage: FolderStorage | ZipStorage, categories: Sequence[str], num_segments: int | None
-) -> list[Annotation]:
-    return parse_annotations(storage.read(ANNOTATIONS_FILE) or b"", categories, num_segments)
-
-
-def _read_all(storage: FolderStorage | ZipStorage, files: Mapping[str, str]) -> dict[str, bytes]:
-    contents = {split: storage.read(name) for split, name in files.items()}
-    return {split: data for split, data in contents.items() if data is not None}
-
-
-def _read_orders(storage: FolderStorage | ZipStorage, files: Mapping[str, str], num_rows: int) -> dict[str, list[int]]:
-    orders = {}
-    for split, data in _read_all(storage, files).items():
-        try:
-            orders[split] = read_order(data, num_rows)
-        except ValueError as error:
-            raise AnnotationError(str(error), files[split]) from error
-    return orders

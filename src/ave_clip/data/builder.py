@@ -5,6 +5,7 @@ the videos are there, marks videos that come twice, and writes or streams the ro
 """
 
 import itertools
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from .decoding import VideoProblem, find_problems
 
 logger = logging.get_logger(__name__)
 
-IGNORED_LABEL = -100  # what losses and metrics leave out
+DATA_VERSION = "1.0.0"  # raise it whenever the same files give other rows: caches of older versions are left alone
 # A number that many counts of nodes and workers divide: each then streams its own shards and decodes nothing twice.
 NUM_STREAMING_SHARDS = 48
 
@@ -89,6 +90,7 @@ class EventConfig(datasets.BuilderConfig, ABC):
             missing and empty files are found.
     """
 
+    version: datasets.Version | str | None = DATA_VERSION
     on_missing: str = "raise"
     probe_videos: bool = False
 
@@ -106,7 +108,6 @@ class EventConfig(datasets.BuilderConfig, ABC):
 class EventBuilder(datasets.GeneratorBasedBuilder, ABC):
     """A `datasets` builder whose rows are videos with events; a subclass says where they come from."""
 
-    VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = EventConfig
 
     @abstractmethod
@@ -137,7 +138,7 @@ def load_events(
     builder: EventBuilder, split: str | None, streaming: bool
 ) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
     """Build, unless the cache has it, and open a data set; `split` "val" stands for "validation"."""
-    split = "validation" if split == "val" else split
+    split = None if split is None else re.sub(r"\bval\b", "validation", str(split))
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare()

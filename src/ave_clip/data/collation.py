@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .builder import IGNORED_LABEL
+from .annotations import IGNORED_LABEL
 
 # Everything with one entry a segment; all of it is padded along the first axis.
 SEGMENT_INPUTS = ("pixel_values", "frame_mask", "input_values", "image_features", "audio_features")

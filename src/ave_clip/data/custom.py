@@ -210,17 +210,17 @@ def read_annotations(config: EventVideosConfig) -> tuple[list[VideoAnnotation], 
     """
     file = _file(config.annotations)
     if config.name == "unav100":
-        videos, categories = read_unav100(file.read_bytes(), file.name, config.categories)
+        videos, categories = read_unav100(file.read_bytes(), str(file), config.categories)
     elif config.name == "ov_avebench":
         meta = _file(config.meta)
-        videos, categories = read_ov_avebench(meta.read_bytes(), meta.name, file.read_bytes(), file.name)
+        videos, categories = read_ov_avebench(meta.read_bytes(), str(meta), file.read_bytes(), str(file))
     else:
-        videos = read_video_table(file.read_bytes(), file.name)
+        videos = read_video_table(file.read_bytes(), str(file))
         categories = config.categories or _table_categories(file, videos)
     for video in videos:
-        _check_labels(video, categories, file.name)
+        _check_labels(video, categories, str(file))
         if config.overlap == "raise":
-            check_overlaps(video.events, video.name, file.name)
+            check_overlaps(video.events, video.name, str(file))
     return videos, categories
 
 
@@ -245,7 +245,7 @@ def build_example(
     """
     duration, problem = _duration(video, file)
     if duration is not None:
-        _check_ends(video, duration, _file(config.annotations).name)
+        _check_ends(video, duration, str(_file(config.annotations)))
     num_segments = 0 if duration is None else num_segments_for(duration, config.segment_seconds)
     spans = [LabelledSpan(category_index(event.label, categories), event.start, event.end) for event in video.events]
     labels = label_segments(spans, num_segments, background_index(categories), config.segment_seconds)
@@ -300,11 +300,11 @@ def _main_category(video: VideoAnnotation, spans: Sequence[LabelledSpan], catego
 def _table_categories(file: Path, videos: Sequence[VideoAnnotation]) -> tuple[str, ...]:
     beside = file.parent / CATEGORIES_FILE
     if beside.is_file():
-        return parse_categories(beside.read_bytes(), CATEGORIES_FILE)
+        return parse_categories(beside.read_bytes(), str(beside))
     names = sorted({event.label for video in videos for event in video.events})
     if not names:
-        raise AnnotationError("no event at all, and no category. Pass `categories`.", file.name)
-    return parse_categories("\n".join(names).encode(), file.name)
+        raise AnnotationError("no event at all, and no category. Pass `categories`.", str(file))
+    return parse_categories("\n".join(names).encode(), str(file))
 
 
 def _check_labels(video: VideoAnnotation, categories: Sequence[str], file: str) -> None:

@@ -177,7 +177,7 @@ def decode_videos(
 
 
 def _keep_undecoded(dataset: Any) -> Any:
-    """A data set read back from an export decodes its videos by itself, with torchcodec; the transform wants them raw."""
+    """A data set read back from an export decodes its videos itself, by torchcodec; the transform wants them raw."""
     import datasets
 
     if getattr((dataset.features or {}).get("video"), "decode", False):

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import logging
 
+from .annotations import IGNORED_LABEL
+
 if TYPE_CHECKING:
-    from .ave import AVESource
+    from .source import AVESource
 
 logger = logging.get_logger(__name__)
 
@@ -163,7 +165,7 @@ def load_ave_features(
         H5FileError: if a file is damaged, or its shape does not fit the annotations.
         ValueError: if the annotation files cannot be used, or there is no such split.
     """
-    from .ave import CONFIGURATIONS, read_source
+    from .source import CONFIGURATIONS, read_source
 
     if name not in CONFIGURATIONS:
         raise ValueError(f"Got name={name!r}, wanted one of {list(CONFIGURATIONS)}.")
@@ -260,8 +262,6 @@ def _open_features(folder: Path, name: str, shape: tuple[int, int]) -> H5Array:
 def _clip_rows(
     source: "AVESource", split: str, audio: H5Array, visual: H5Array, num_segments: int, name: str
 ) -> list[_FeatureRow]:
-    from .builder import IGNORED_LABEL
-
     withheld = name == "weak" and split == "train"
     rows = []
     for row in source.splits[split]:
@@ -275,8 +275,6 @@ def _noisy_rows(
     folder: Path, source: "AVESource", audio: H5Array, visual: H5Array, num_segments: int
 ) -> list[_FeatureRow]:
     """The background samples of the weak setting; their videos' ids are lost, their labels are all background."""
-    from .builder import IGNORED_LABEL
-
     if not ((folder / NOISY_AUDIO_FILE).is_file() and (folder / NOISY_VISUAL_FILE).is_file()):
         logger.warning(
             f"{folder} holds no {NOISY_AUDIO_FILE} and {NOISY_VISUAL_FILE}: the weak setting goes without background "

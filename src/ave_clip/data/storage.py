@@ -42,6 +42,10 @@ class FolderStorage:
         path = self.root / name
         return path.read_bytes() if path.is_file() else None
 
+    def locate(self, name: str) -> str:
+        """Where a file of the root folder lies, for messages."""
+        return str(self.root / name)
+
     def list_videos(self, folder: str = VIDEO_FOLDER) -> dict[str, VideoFile]:
         """The videos of a folder (relative to the root, or absolute) by id, which is the file name without ending."""
         directory = self.root / folder
@@ -89,6 +93,10 @@ class ZipStorage:
         with zipfile.ZipFile(self.archive) as file:
             return file.read(member)
 
+    def locate(self, name: str) -> str:
+        """Where a file of the root folder lies, for messages."""
+        return f"{self.archive}/{self.root / name}"
+
     def list_videos(self, folder: str = VIDEO_FOLDER) -> dict[str, VideoFile]:
         """The videos of a folder (relative to the root) by id, which is the file name without ending."""
         directory = self.root / folder
@@ -100,7 +108,7 @@ class ZipStorage:
         return _videos_by_id(entries)
 
 
-def open_storage(data_dir: str | os.PathLike) -> FolderStorage | ZipStorage:
+def open_storage(data_dir: str | os.PathLike | None) -> FolderStorage | ZipStorage:
     """Open an unpacked data set or a zip.
 
     Args:
@@ -111,8 +119,10 @@ def open_storage(data_dir: str | os.PathLike) -> FolderStorage | ZipStorage:
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: if there is no `Annotations.txt`, more than one, or the zip cannot be used.
+        ValueError: if `data_dir` is `None`, holds no `Annotations.txt` or several, or is a zip that cannot be used.
     """
+    if data_dir is None:
+        raise ValueError(f"AVE needs data_dir: the folder that holds {ANNOTATIONS_FILE}, or the zip.")
     path = Path(data_dir).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"Got data_dir={str(data_dir)!r}, but nothing is there. Give AVE's folder or its zip.")

@@ -1,0 +1,168 @@
+"""The label side of AVE: categories, rows and splits from the annotation files, without a look at a video."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers.utils import logging
+
+from .annotations import (
+    Annotation,
+    AnnotationError,
+    LabelledSpan,
+    check_disjoint,
+    label_segments,
+    match_split,
+    parse_annotations,
+    parse_categories,
+)
+from .categories import AVE_CATEGORIES, background_index
+from .h5 import read_order
+from .official_split import official_split
+from .storage import ANNOTATIONS_FILE, FolderStorage, ZipStorage, open_storage
+
+logger = logging.get_logger(__name__)
+
+CATEGORIES_FILE = "categories.txt"
+SPLIT_FILES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
+ORDER_FILES = {"train": "train_order.h5", "validation": "val_order.h5", "test": "test_order.h5"}
+MATCH_ORDER_FILES = {
+    "train": "train_order_match.h5",
+    "validation": "val_order_match.h5",
+    "test": "test_order_match.h5",
+}
+CONFIGURATIONS = {
+    "full": "One class id per second, for supervised localization.",
+    "weak": "The class of the whole video; the seconds of training rows are withheld.",
+    "cross_modality": "The split of the cross-modality task, which overlaps the supervised test split.",
+}
+
+
+@dataclass(frozen=True)
+class AVESource:
+    """The label side of a data set: everything the annotation files say.
+
+    Attributes:
+        storage (`FolderStorage` or `ZipStorage`): Where the files lie.
+        categories (`tuple[str, ...]`): Category names in index order, without background.
+        annotations (`list[Annotation]`): All rows.
+        splits (`dict[str, list[int]]`): Row numbers of each split, in the split's order.
+    """
+
+    storage: FolderStorage | ZipStorage
+    categories: tuple[str, ...]
+    annotations: list[Annotation]
+    splits: dict[str, list[int]]
+
+    @property
+    def background(self) -> int:
+        """Class id of background."""
+        return background_index(self.categories)
+
+    def events(self, row: int) -> list[LabelledSpan]:
+        """The event of a row; none where it starts and ends at once."""
+        annotation = self.annotations[row]
+        if annotation.start == annotation.end:
+            return []
+        return [LabelledSpan(self.category(row), float(annotation.start), float(annotation.end))]
+
+    def category(self, row: int) -> int:
+        """Class id of a row's category."""
+        return self.categories.index(self.annotations[row].category)
+
+    def labels(self, row: int, num_segments: int) -> list[int]:
+        """Class id of each second of a row."""
+        return label_segments(self.events(row), num_segments, self.background)
+
+
+def read_source(data_dir: str | os.PathLike, num_segments: int = 10, cross_modality: bool = False) -> AVESource:
+    """Read the label side of a data set: categories, rows and splits, without looking at a video.
+
+    Args:
+        data_dir (`str` or `os.PathLike`): As for [`load_ave`].
+        num_segments (`int`): Length of a clip in seconds.
+        cross_modality (`bool`): Take the split of the cross-modality task.
+
+    Raises:
+        AnnotationError: if a file cannot be used; the message names file and line.
+    """
+    storage = open_storage(data_dir)
+    categories = read_categories(storage)
+    annotations = read_annotations(storage, categories, num_segments)
+    read = read_match_splits if cross_modality else read_splits
+    return AVESource(storage, categories, annotations, read(storage, annotations))
+
+
+def read_categories(storage: FolderStorage | ZipStorage) -> tuple[str, ...]:
+    """Category names of `categories.txt`, AVE's where there is no such file."""
+    data = storage.read(CATEGORIES_FILE)
+    return AVE_CATEGORIES if data is None else parse_categories(data, storage.locate(CATEGORIES_FILE))
+
+
+def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
+    """Row numbers of each split, in the split's order: from split files, else order files, else AVE's own split.
+
+    Raises:
+        ValueError: if there is none of these.
+        AnnotationError: if a split names a row that does not exist, or two splits share one.
+    """
+    files = _read_all(storage, SPLIT_FILES)
+    if files:
+        splits = {
+            split: match_split(data, annotations, storage.locate(SPLIT_FILES[split])) for split, data in files.items()
+        }
+    else:
+        splits = _read_orders(storage, ORDER_FILES, len(annotations)) or official_split(annotations)
+    if not splits:
+        wanted = ", ".join([*SPLIT_FILES.values(), *ORDER_FILES.values()])
+        raise ValueError(f"{storage.name} says nothing about splits, and its rows are not AVE's. Wanted: {wanted}.")
+    check_disjoint(splits, storage.name)
+    return splits
+
+
+def read_match_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
+    """Row numbers of each split of the cross-modality task, with a warning about supervised test rows in training.
+
+    Raises:
+        ValueError: if there is no `_match` order file.
+        AnnotationError: if a file names a row that does not exist, or two splits share one.
+    """
+    splits = _read_orders(storage, MATCH_ORDER_FILES, len(annotations))
+    if not splits:
+        wanted = ", ".join(MATCH_ORDER_FILES.values())
+        raise ValueError(f"{storage.name} has no split of the cross-modality task. Wanted: {wanted}.")
+    check_disjoint(splits, storage.name)
+    held_out = set(read_splits(storage, annotations).get("test", ()))
+    shared = len(held_out & set(splits.get("train", ())))
+    logger.warning(
+        f"The train split of the cross-modality task holds {shared} of the {len(held_out)} test rows of the "
+        "supervised task. Do not report supervised accuracy with a model trained on it."
+    )
+    return splits
+
+
+def read_annotations(
+    storage: FolderStorage | ZipStorage, categories: Sequence[str], num_segments: int | None
+) -> list[Annotation]:
+    """All rows of `Annotations.txt`, checked.
+
+    Raises:
+        AnnotationError: if a row cannot be used; the message names the line.
+    """
+    data = storage.read(ANNOTATIONS_FILE) or b""
+    return parse_annotations(data, categories, num_segments, storage.locate(ANNOTATIONS_FILE))
+
+
+def _read_all(storage: FolderStorage | ZipStorage, files: Mapping[str, str]) -> dict[str, bytes]:
+    contents = {split: storage.read(name) for split, name in files.items()}
+    return {split: data for split, data in contents.items() if data is not None}
+
+
+def _read_orders(storage: FolderStorage | ZipStorage, files: Mapping[str, str], num_rows: int) -> dict[str, list[int]]:
+    orders = {}
+    for split, data in _read_all(storage, files).items():
+        try:
+            orders[split] = read_order(data, num_rows)
+        except ValueError as error:
+            raise AnnotationError(str(error), storage.locate(files[split])) from error
+    return orders
