@@ -193,28 +193,29 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model, optimizer, scheduler, *prepared = accelerator.prepare(model, optimizer, scheduler, *loaders.values())
     loaders = dict(zip(loaders, prepared))
 
-    history, best, started = [], -1.0, time.perf_counter()
+    history, started = [], time.perf_counter()
     for epoch in range(args.num_epochs):
         loss = train_epoch(args, accelerator, model, optimizer, scheduler, loaders["train"], processor.video_processor)
         metrics = evaluate(accelerator, model, loaders["validation"], processor.video_processor)
         score = selection_score(metrics, args.false_negative_mask)
         history.append({"epoch": epoch, "loss": loss, "score": score, **metrics})
         logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, score, time.perf_counter() - started)
-        if score > best:
-            best = score
-            save(args, argv, accelerator, model, feature_extractor, history)
-        if epoch - max(range(len(history)), key=lambda index: history[index]["score"]) >= args.patience:
+        best = max(history, key=lambda record: record["score"])
+        if best["epoch"] == epoch:
+            save(args.output_dir, accelerator, model, feature_extractor)
+        elif epoch - best["epoch"] >= args.patience:
             break
-    accelerator.end_training()
-    return max(history, key=lambda record: record["score"])
-
-
-def save(args, argv, accelerator: Accelerator, model, feature_extractor, history: list[dict]) -> None:
-    """Write the model (safetensors), its feature extractor and how it came about."""
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(args.output_dir)
-        feature_extractor.save_pretrained(args.output_dir)
         write_json(Path(args.output_dir) / "results.json", {"history": history, **describe_run(args, argv)})
+    accelerator.end_training()
+    return best
+
+
+def save(folder: str, accelerator: Accelerator, model, feature_extractor) -> None:
+    """Write the model (safetensors) and its feature extractor."""
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(folder)
+        feature_extractor.save_pretrained(folder)
     accelerator.wait_for_everyone()
 
 

@@ -233,9 +233,10 @@ def collate_clips(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]
     batch = {"rows": torch.stack([torch.as_tensor(clip["rows" if "rows" in clip else "row"]) for clip in readable])}
     masks = [clip.get("segment_mask", torch.ones(len(clip["labels"]), dtype=torch.bool)) for clip in readable]
     batch["segment_mask"] = pad_sequence(masks, True, False)
-    for name in readable[0].keys() - {"row", "rows", "segment_mask"}:
-        padding = IGNORED if name == "labels" else 0
-        batch[name] = pad_sequence([clip[name] for clip in readable], True, padding)
+    for name in readable[0]:
+        if name not in ("row", "rows", "segment_mask"):
+            padding = IGNORED if name == "labels" else 0
+            batch[name] = pad_sequence([clip[name] for clip in readable], True, padding)
     return batch
 
 

@@ -1,0 +1,269 @@
+"""Each stage script runs two steps on a few synthetic clips, and hands on exactly what the next one needs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+
+from ave_clip import AudioCLIPModel, AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
+from ave_clip.data import generate_synthetic_ave, load_ave
+from ave_clip.training.arguments import parse_overrides
+from ave_clip.training.checkpoints import build_localizer, load_audioclip
+from ave_clip.training.clips import ClipReader
+from ave_clip.training.features import FeatureStore, FeatureStoreError, collate_clips
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+AUDIOCLIP = {
+    "model_type": "audioclip",
+    "projection_dim": 16,
+    "text_config": {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "vision_config": {"image_size": 32, "width": 4, "depths": [1, 1, 1, 1], "num_attention_heads": 4},
+    "audio_config": {
+        "sampling_rate": 8000,
+        "n_fft": 64,
+        "hop_length": 100,
+        "win_length": 64,
+        "width": 4,
+        "depths": [1, 1, 1, 1],
+        "groups": 1,
+        "width_per_group": 16,
+    },
+}
+LOCALIZER = ["hidden_size=8", "agva_hidden_size=8", "agva_attention_size=4", "dropout=0.0", "min_event_segments=1"]
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The stage scripts as modules."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import evaluate_localizer
+        import extract_features
+        import finetune_audioclip
+        import train_localizer
+        import train_tiny
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return {
+        "stage1": finetune_audioclip,
+        "stage2": extract_features,
+        "stage3": train_localizer,
+        "evaluate": evaluate_localizer,
+        "tiny": train_tiny,
+    }
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    generate_synthetic_ave(folder / "clips", num_videos=10, seed=5, num_workers=0, splits=(0.6, 0.2, 0.2))
+    (folder / "audioclip.json").write_text(json.dumps(AUDIOCLIP))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage1(scripts, work):
+    arguments = ["--cpu", "--model", work / "audioclip.json", "--data_dir", work / "clips", "--batch_size", "8"]
+    arguments += ["--output_dir", work / "stage1", "--num_epochs", "2", "--max_steps", "2", "--learning_rate", "1e-3"]
+    arguments += [
+        "--num_frames_per_segment",
+        "2",
+        "--shift_pixels",
+        "2",
+        "--picture_gain",
+        "0.2",
+        "--max_shift",
+        "0.5",
+    ]
+    return scripts["stage1"].main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def stage2(scripts, work, stage1):
+    return scripts["stage2"].main(stage2_arguments(work))
+
+
+@pytest.fixture(scope="module")
+def stage3(scripts, work, stage2):
+    return scripts["stage3"].main(stage3_arguments(work, "--output_dir", str(work / "localizer")))
+
+
+def stage2_arguments(work, *more):
+    arguments = ["--cpu", "--model", work / "stage1", "--data_dir", work / "clips", "--output_dir", work / "features"]
+    arguments += ["--num_frames_per_segment", "2", "--dtype", "float32", "--rows_per_shard", "4", *more]
+    return [str(argument) for argument in arguments]
+
+
+def stage3_arguments(work, *more):
+    arguments = ["--cpu", "--model", str(work / "stage1"), "--features_dir", str(work / "features")]
+    arguments += ["--num_epochs", "2", "--max_steps", "2", "--batch_size", "2", "--localizer", *LOCALIZER]
+    return [*arguments, *more]
+
+
+def read_clip(work, split="test", index=0):
+    processor = AVEClipProcessor.from_pretrained(work / "localizer")
+    return collate_clips([ClipReader(load_ave(work / "clips", split=split), processor)[index]])
+
+
+def test_stage_1_trains_the_two_towers_and_leaves_the_text_tower_and_batch_norm_alone(work, stage1):
+    trained = AudioCLIPModel.from_pretrained(work / "stage1").state_dict()
+    set_seed(0)
+    untrained = load_audioclip(work / "audioclip.json").state_dict()
+    changed = {name for name in trained if not torch.equal(trained[name], untrained[name])}
+    assert {"vision_model.conv1.weight", "audio_model.conv1.weight", "audio_model.fbsp.fc"} <= changed
+    assert not any(name.startswith("text_model") or "running_" in name for name in changed)
+    assert {"logit_scale", "logit_scale_at"}.isdisjoint(changed)
+
+
+def test_stage_1_reports_the_epoch_it_kept(work, stage1):
+    results = json.loads((work / "stage1" / "results.json").read_text())
+    assert [record["epoch"] for record in results["history"]] == [0, 1]
+    assert stage1["score"] == max(record["score"] for record in results["history"])
+    assert 0 <= stage1["audio_to_image_r1"] <= stage1["audio_to_image_r5"] <= 1
+    assert results["arguments"]["seed"] == 0
+    assert "torch" in results["versions"]
+
+
+def test_stage_2_keeps_what_the_towers_say_about_each_clip(work, stage3):
+    localizer = AVEClipForLocalization.from_pretrained(work / "localizer")
+    for split, index in (("train", 4), ("test", 1)):
+        clip, row = read_clip(work, split, index), FeatureStore(work / "features" / split)[index]
+        with torch.no_grad():
+            image, audio = localizer.encode(clip["pixel_values"], clip["input_values"], clip["frame_mask"])
+        torch.testing.assert_close(row["image_features"], image[0])
+        torch.testing.assert_close(row["audio_features"], audio[0])
+        assert row["labels"].tolist() == clip["labels"][0].tolist()
+        assert row["rows"] == clip["rows"][0]
+
+
+def test_stage_2_goes_on_where_it_stopped(scripts, work, stage2):
+    folder = work / "features" / "train"
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    assert len(shards) == 2
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    content = load_file(shards[1])
+    shards[1].unlink()
+    (folder / "manifest.json").unlink()
+    scripts["stage2"].main(stage2_arguments(work))
+    assert shards[0].stat().st_mtime_ns == times[0]
+    for name, tensor in load_file(shards[1]).items():
+        torch.testing.assert_close(tensor, content[name], rtol=0, atol=0)
+    assert len(FeatureStore(folder)) == 6
+
+
+def test_stage_2_refuses_to_mix_settings_in_one_folder(scripts, work, stage2):
+    with pytest.raises(FeatureStoreError, match="made with other settings"):
+        scripts["stage2"].main(stage2_arguments(work, "--num_frames_per_segment", "1"))
+
+
+def test_stage_2_lists_a_clip_that_cannot_be_read_and_keeps_the_others(scripts, work, stage1, tmp_path):
+    data = tmp_path / "clips"
+    (data / "AVE").mkdir(parents=True)
+    for path in (work / "clips").glob("*.txt"):
+        (data / path.name).write_bytes(path.read_bytes())
+    for path in (work / "clips" / "AVE").iterdir():
+        (data / "AVE" / path.name).symlink_to(path)
+    broken = load_ave(data, split="test")[0]
+    Path(broken["video"]["path"]).unlink()
+    Path(broken["video"]["path"]).write_text("no video")
+    arguments = stage2_arguments(work, "--data_dir", data, "--output_dir", tmp_path / "features", "--splits", "test")
+    summary = scripts["stage2"].main(arguments)
+    assert list(summary["test"]["failed"]) == [broken["row"]]
+    assert summary["test"]["clips"] == 1
+    assert len(FeatureStore(tmp_path / "features" / "test")) == 1
+
+
+def test_stage_3_keeps_the_towers_and_the_labels(work, stage3):
+    localizer = AVEClipForLocalization.from_pretrained(work / "localizer")
+    encoder = AudioCLIPModel.from_pretrained(work / "stage1")
+    for tower in ("vision_model", "audio_model"):
+        expected = getattr(encoder, tower).state_dict()
+        for name, tensor in getattr(localizer, tower).state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+    categories = load_ave(work / "clips", split="train").features["category"].names
+    assert list(localizer.config.id2label.values()) == [*categories, "background"]
+    assert localizer.config.hidden_size == 8
+    processor = AVEClipProcessor.from_pretrained(work / "localizer")
+    assert processor.id2label == localizer.config.id2label
+    assert processor.video_processor.num_frames_per_segment == 2
+
+
+def test_evaluating_the_files_gives_what_stage_3_measured_on_the_features(scripts, work, stage3, tmp_path):
+    arguments = ["--cpu", "--model", work / "localizer", "--data_dir", work / "clips", "--output", tmp_path / "e.json"]
+    results = scripts["evaluate"].main([str(argument) for argument in arguments])
+    assert set(results) == {"merge", "single_event", "viterbi", "none"}
+    for decoder, metrics in results.items():
+        np.testing.assert_equal(metrics, stage3["test"][decoder])
+    assert json.loads((tmp_path / "e.json").read_text())["unreadable"] == 0
+
+
+def test_stage_3_on_raw_clips_starts_where_stage_3_on_features_does(scripts, work, stage3, tmp_path):
+    raw = ["--cpu", "--model", work / "stage1", "--data_dir", work / "clips", "--num_frames_per_segment", "2"]
+    raw += ["--output_dir", tmp_path, "--num_epochs", "1", "--max_steps", "2", "--batch_size", "2"]
+    scripts["stage3"].main([str(argument) for argument in raw] + ["--localizer", *LOCALIZER])
+    losses = []
+    for folder in (tmp_path, work / "localizer"):
+        losses.append(json.loads((folder / "results.json").read_text())["history"][0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("blanked", ["audio", "video"])
+def test_a_blanked_modality_changes_nothing(scripts, blanked):
+    batch = {"rows": torch.zeros(1), "image_features": torch.rand(1, 2, 3), "audio_features": torch.rand(1, 2, 3)}
+    inputs = scripts["stage3"].model_inputs(batch, blanked)
+    other = {"audio": "image_features", "video": "audio_features"}[blanked]
+    assert set(inputs) == {"image_features", "audio_features"}
+    assert sum(float(value.abs().sum()) for value in inputs.values()) == float(batch[other].sum())
+
+
+def test_stage_3_refuses_the_features_of_another_encoder(scripts, work, stage2, tmp_path):
+    model = AudioCLIPModel.from_pretrained(work / "stage1")
+    with torch.no_grad():
+        model.audio_model.fc.bias += 1
+    model.save_pretrained(tmp_path)
+    arguments = stage3_arguments(work, "--model", str(tmp_path), "--output_dir", str(tmp_path / "out"))
+    (tmp_path / "preprocessor_config.json").write_bytes((work / "stage1" / "preprocessor_config.json").read_bytes())
+    with pytest.raises(FeatureStoreError, match="made by another encoder"):
+        scripts["stage3"].main(arguments)
+
+
+def test_the_recipe_of_the_tiny_checkpoint_is_accepted_and_small_enough(scripts, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    args = scripts["tiny"].parse_args(["--output_dir", "x"])
+    parsers = {1: "stage1", 2: "stage2", 3: "stage3"}
+    for stage, name in parsers.items():
+        paths = {"model": "m", "data_dir": "d"} if stage < 3 else {"model": "m", "features_dir": "f"}
+        parsed = scripts[name].parse_args(scripts["tiny"].stage_arguments(args, stage, output_dir="o", **paths))
+        file = yaml.safe_load((EXAMPLES / "configs" / "tiny" / f"stage{stage}.yaml").read_text())
+        for key in file.keys() - {"localizer"}:
+            assert getattr(parsed, key) == file[key]
+    assert num_bytes_of_tiny(scripts, parsed) <= 8_000_000
+
+
+def num_bytes_of_tiny(scripts, parsed):
+    encoder = load_audioclip(EXAMPLES / "configs" / "tiny" / "audioclip.json")
+    id2label = {index: str(index) for index in range(17)}
+    localizer = build_localizer(encoder, id2label, parse_overrides(parsed.localizer, AVEClipConfig))
+    return sum(tensor.numel() * tensor.element_size() for tensor in localizer.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "evaluate", "tiny"])
+def test_every_script_explains_itself(scripts, name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        scripts[name].main(["--help"])
+    assert stopped.value.code == 0
+    assert scripts[name].__doc__.splitlines()[0] in capsys.readouterr().out

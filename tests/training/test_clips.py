@@ -1,0 +1,144 @@
+"""Clips from files: read one by one or cached, and paired for stage 1."""
+
+import numpy as np
+import pytest
+import torch
+
+from ave_clip.data import generate_synthetic_ave, load_ave
+from ave_clip.training.clips import ClipReader, build_clip_cache, cache_key, normalize_frames
+from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds
+from tests.conftest import tiny_processor
+
+BACKGROUND = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    generate_synthetic_ave(folder / "data", num_videos=6, seed=2, num_workers=0, splits=(0.6, 0.2, 0.2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(folder):
+    return load_ave(folder / "data", split="train")
+
+
+@pytest.fixture(scope="module")
+def cache(folder, examples):
+    return build_clip_cache(folder / "cache", examples, tiny_processor())
+
+
+def test_a_clip_has_as_many_segments_as_labels(examples):
+    clip = ClipReader(examples, tiny_processor())[0]
+    assert clip["labels"].tolist() == examples[0]["labels"]
+    assert clip["pixel_values"].shape == (10, 2, 3, 64, 64)
+    assert clip["input_values"].shape == (10, 8000)
+    assert clip["frame_mask"].all()
+
+
+def test_a_clip_shorter_than_its_labels_gets_empty_segments(examples):
+    longer = [{**examples[0], "labels": [*examples[0]["labels"], BACKGROUND, BACKGROUND]}]
+    shorter = [{**examples[0], "labels": examples[0]["labels"][:3]}]
+    clip, cut = ClipReader(longer, tiny_processor())[0], ClipReader(shorter, tiny_processor())[0]
+    assert clip["frame_mask"].any(dim=1).tolist() == [True] * 10 + [False] * 2
+    assert clip["input_values"][10:].abs().sum() == 0
+    torch.testing.assert_close(cut["input_values"], clip["input_values"][:3])
+
+
+def test_an_unreadable_clip_names_its_file(tmp_path):
+    path = tmp_path / "x.mp4"
+    path.write_text("no video")
+    example = {"row": 4, "labels": [0], "video": {"path": str(path), "bytes": None}}
+    clip = ClipReader([example], tiny_processor())[0]
+    assert clip["row"] == 4
+    assert "x.mp4" in clip["error"]
+
+
+def test_the_cache_holds_what_the_reader_reads(cache, examples):
+    processor = tiny_processor()
+    for index in (0, len(examples) - 1):
+        clip = ClipReader(examples, processor)[index]
+        frames = normalize_frames(torch.from_numpy(cache.frames[index].copy()), processor.video_processor)
+        torch.testing.assert_close(frames, clip["pixel_values"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(cache.sounds[index].copy()), clip["input_values"], rtol=0, atol=0)
+        assert cache.labels[index].tolist() == clip["labels"].tolist()
+    assert cache.rows == list(examples["row"])
+
+
+def test_a_cache_is_built_once_and_its_name_follows_the_settings(folder, examples, cache, monkeypatch):
+    monkeypatch.setattr(ClipReader, "__getitem__", lambda self, index: pytest.fail("decoded again"))
+    assert build_clip_cache(folder / "cache", examples, tiny_processor()).folder == cache.folder
+    assert cache_key(examples, tiny_processor(3)) != cache_key(examples, tiny_processor(2))
+    assert cache_key(examples.select([0]), tiny_processor(2)) != cache_key(examples, tiny_processor(2))
+
+
+def test_an_interrupted_cache_leaves_nothing(tmp_path, examples, monkeypatch):
+    monkeypatch.setattr(ClipReader, "__getitem__", lambda self, index: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_clip_cache(tmp_path, examples, tiny_processor())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_are_the_event_segments(cache, examples):
+    pairs = SegmentPairs(cache, examples, BACKGROUND, is_random=False)
+    assert len(pairs) == int((cache.labels != BACKGROUND).sum())
+    clip, segment = pairs.places[3]
+    pair = pairs[3]
+    assert pair["class_ids"] == examples[clip]["labels"][segment] != BACKGROUND
+    np.testing.assert_array_equal(pair["frames"], cache.frames[clip, segment, 1])
+    np.testing.assert_array_equal(pair["input_values"], cache.sounds[clip, segment])
+
+
+def test_one_pair_per_video_is_the_middle_of_its_event(cache, examples):
+    pairs = SegmentPairs(cache, examples, BACKGROUND, is_random=False, one_per_video=True)
+    events = [np.flatnonzero(labels != BACKGROUND) for labels in cache.labels]
+    assert pairs.places == [(clip, event[len(event) // 2]) for clip, event in enumerate(events) if len(event)]
+
+
+def test_shifted_sounds_stay_within_their_event(cache, examples):
+    pairs = SegmentPairs(cache, examples, BACKGROUND, max_shift=0.5)
+    size = cache.sounds.shape[2]
+    seen = set()
+    for index in range(len(pairs)):
+        clip, segment = pairs.places[index]
+        sound = pairs[index]["input_values"].numpy()
+        everything = np.lib.stride_tricks.sliding_window_view(cache.sounds[clip].reshape(-1), size)
+        start = int(np.flatnonzero((everything[:, :50] == sound[:50]).all(axis=1))[0])
+        assert (everything[start] == sound).all()
+        first, last = start // size, (start + size - 1) // size
+        assert (cache.labels[clip, first : last + 1] == cache.labels[clip, segment]).all()
+        assert abs(start - segment * size) <= size // 2
+        seen.add(start % size != 0)
+    assert True in seen
+
+
+def test_rows_of_one_video_share_a_video_id(cache, examples):
+    rows = list(examples["row"])
+    columns = {"row": rows, "duplicate_of": [None, rows[0], *[None] * (len(rows) - 2)]}
+    assert SegmentPairs(cache, columns, BACKGROUND).video_ids[:2] == [rows[0], rows[0]]
+
+
+def test_a_picture_without_augmentation_stays_as_it_is():
+    frames = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(augment_frames(frames, 0, 0.0), frames.float())
+    sounds = torch.randn(2, 5)
+    torch.testing.assert_close(augment_sounds(sounds, 0.0), sounds)
+
+
+def test_a_shifted_picture_is_the_same_picture_elsewhere():
+    frame = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
+    torch.manual_seed(1)
+    shifted = augment_frames(frame, 2, 0.0)[0, 0]
+    down, right = (shifted[3, 3] - 27) // 8, (shifted[3, 3] - 27) % 8
+    right, down = (right - 8, down + 1) if right > 2 else (right, down)
+    torch.testing.assert_close(shifted[2:6, 2:6], frame[0, 0, 2:6, 2:6] + 8 * down + right)
+    assert (down, right) != (0, 0)
+
+
+def test_loudness_changes_within_its_bounds_and_for_each_sound_alone():
+    gains = augment_sounds(torch.ones(500, 2), 6.0)
+    assert torch.equal(gains[:, 0], gains[:, 1])
+    decibels = 20 * gains[:, 0].log10()
+    assert -6 <= decibels.min() < -5
+    assert 5 < decibels.max() <= 6
