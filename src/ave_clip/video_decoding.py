@@ -240,7 +240,8 @@ class Demuxer:
             )
         index = packet.stream.index
         self._continue_time(packet, index)
-        self.is_cut = packet.is_corrupt
+        # In other formats (mpegts) it may be damaged only.
+        self.is_cut |= packet.is_corrupt and bool(self.recording.format_names & FORMATS_WITH_DURATION)
         if self._first_dts is None and packet.stream.type == "video":
             self._first_dts = packet.dts
         self._waiting[index].append(packet)

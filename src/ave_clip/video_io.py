@@ -30,9 +30,10 @@ time stamp until the next frame's; samples are placed by time stamp. Segment `t`
 | pictures above 16384 pixels a side or 2^28 in total | `VideoReadError` |
 | a clip of more than 16 GiB when decoded | `read_video` raises `VideoReadError`; `iter_segments` reads it |
 
-That a file is cut off shows where it declares its length (mp4, mov, mkv, webm, avi, flv, wmv), or ends within a packet.
-After a seek to `start_seconds`, frames and times are exactly those of reading from the beginning; so is the sound, but
-where the file rounds time stamps to milliseconds (mkv, webm, flv) it may lie up to 1 ms beside.
+That a file is cut off shows where it declares its length or that of its packets: mp4, mov, mkv, webm, avi, flv, wmv.
+After a seek to `start_seconds`, frames and times are exactly those of reading from the beginning. So is the sound, but
+for what depends on the past: the random noise that AAC fills in, and time stamps rounded to milliseconds (mkv, webm,
+flv), which may place it up to 1 ms aside.
 """
 
 import itertools
