@@ -1,0 +1,432 @@
+"""Conversion of the released AudioCLIP checkpoints to a folder that `from_pretrained` reads.
+
+The release has four files: `AudioCLIP-Full-Training.pt` and `AudioCLIP-Partial-Training.pt` (three towers), `CLIP.pt`
+(image and text) and `ESRNXFBSP.pt` (audio alone, with AudioSet's 527 classes instead of embeddings).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
+from ..feature_extraction_audioclip import AudioCLIPFeatureExtractor
+from ..modeling_audioclip import AudioCLIPModel
+from ..modeling_esresnext import AudioCLIPAudioModel, blackman_harris_window
+from ..processing_audioclip import AudioCLIPProcessor
+from .clip_bpe import find_bpe_file, read_clip_tokenizer
+
+logger = logging.get_logger(__name__)
+
+RELEASES = {
+    "2441d35b353352c8b1bbfb8f7c687f46314c3d2909e940eaf763b8c17f632c44": "AudioCLIP-Full-Training.pt",
+    "1921885b6c3b5de0619f2ef4a9700ecbade758a398b34eb064230c30baef0c75": "AudioCLIP-Partial-Training.pt",
+    "124e6d59d54c0837c456c953b3147adf438a21570d5c5b01ad83f6ad3e78d15e": "CLIP.pt",
+    "acfcc6b0a0f07025cc660ed6dcf9b5a05fbd7c8ebf65edaa0a81d88a92ff6834": "ESRNXFBSP.pt",
+}
+
+# Original name -> name here. The first line whose prefix fits is applied, and to text blocks also the second table.
+KEY_TABLE = (
+    ("visual.", "vision_model."),
+    ("audio.window", "audio_model.fbsp.window"),
+    ("audio.", "audio_model."),
+    ("token_embedding.", "text_model.text_model.embeddings.token_embedding."),
+    ("positional_embedding", "text_model.text_model.embeddings.position_embedding.weight"),
+    ("transformer.resblocks.", "text_model.text_model.encoder.layers."),
+    ("ln_final.", "text_model.text_model.final_layer_norm."),
+    ("text_projection", "text_model.text_projection.weight"),  # stored (in, out): transposed
+    ("logit_scale", "logit_scale"),
+)
+TEXT_BLOCK_TABLE = (
+    (".attn.in_proj_weight", ".self_attn.{q,k,v}_proj.weight"),  # stored as one: split in three
+    (".attn.in_proj_bias", ".self_attn.{q,k,v}_proj.bias"),
+    (".attn.out_proj.", ".self_attn.out_proj."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+UNUSED_KEYS = ("audio.fbsp.bias",)  # an empty parameter of the original
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PROBE_TEXT = "a photo of a cat, church bell 123!"
+
+
+class ConversionError(ValueError):
+    """The checkpoint, the vocabulary or the target folder cannot be used; the message says what to do."""
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion read and wrote.
+
+    Args:
+        checkpoint (`str`): The file that was read.
+        output_dir (`str`): The folder that was written.
+        kind (`str`): `"audioclip"` (three towers), `"clip"` (image and text) or `"esresnext"` (audio).
+        sha256 (`str`): Digest of the file.
+        release (`str`, *optional*): Name of the released file with that digest.
+        num_tensors (`int`): Number of tensors written.
+        missing_keys (`list[str]`): Original names that the file lacks and that were filled in.
+        unexpected_keys (`list[str]`): Keys of the file that mean nothing to AudioCLIP; the original ignores them too.
+        dropped_keys (`list[str]`): Keys left out on purpose: the text tower with `text=False`, empty parameters.
+        tokenizer_source (`str`, *optional*): Where the vocabulary came from.
+        dtype (`str`): Dtype of the weights written.
+    """
+
+    checkpoint: str
+    output_dir: str
+    kind: str
+    sha256: str
+    release: str | None
+    dtype: str
+    num_tensors: int = 0
+    missing_keys: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
+    dropped_keys: list[str] = field(default_factory=list)
+    tokenizer_source: str | None = None
+
+    def summary(self) -> str:
+        """A few lines for a terminal."""
+        release = self.release or "not one of the released files"
+        lines = [
+            f"{self.checkpoint}: {release} ({self.kind}, sha256 {self.sha256})",
+            f"{self.num_tensors} tensors written to {self.output_dir} as {self.dtype}, read back and compared",
+        ]
+        if self.tokenizer_source:
+            lines.append(f"tokenizer from {self.tokenizer_source}")
+        for title, keys in (("filled in", self.missing_keys), ("ignored", self.unexpected_keys)):
+            if keys:
+                lines.append(f"{title}: {_shorten(keys)}")
+        return "\n".join(lines)
+
+
+def convert_audioclip(
+    checkpoint: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    bpe: str | os.PathLike | None = None,
+    dtype: str | torch.dtype | None = None,
+    text: bool = True,
+) -> ConversionReport:
+    """Convert a released AudioCLIP file to a folder with config, weights, processor and tokenizer.
+
+    The file is read without running code from it, the result is read back and compared, and only then does `out_dir`
+    appear. `AudioCLIPModel.from_pretrained` loads it; from an ESResNeXt file, `AudioCLIPAudioModel`.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): The `.pt` file.
+        out_dir (`str` or `os.PathLike`): Folder to write; must not exist yet, or be empty.
+        bpe (`str` or `os.PathLike`, *optional*): CLIP's `bpe_simple_vocab_16e6.txt.gz`. By default it is looked for
+            beside the checkpoint, then in the packages open_clip and clip.
+        dtype (`str` or `torch.dtype`, *optional*): float32, float16 or bfloat16; the spectrogram's parameters stay at
+            float32. By default float32.
+        text (`bool`, *optional*): Whether to keep the text tower and write a tokenizer.
+
+    Returns:
+        [`ConversionReport`]
+
+    Raises:
+        ConversionError: if the file is damaged, holds code, is not AudioCLIP's or lacks weights, or if `out_dir` is
+            taken. Nothing is written then.
+        VocabularyError: if no usable vocabulary is found; nothing is written then either.
+    """
+    checkpoint, out_dir = Path(checkpoint), Path(out_dir)
+    _check_output(out_dir)
+    dtype = _parse_dtype(dtype)
+    original = _read_checkpoint(checkpoint)
+    kind = recognise_checkpoint(original)
+    sha256 = _file_sha256(checkpoint)
+    report = ConversionReport(
+        str(checkpoint), str(out_dir), kind, sha256, RELEASES.get(sha256), str(dtype).removeprefix("torch.")
+    )
+    config, model_class = _architecture(kind, original, text)
+    with _new_folder(out_dir) as folder:
+        tokenizer = _write_processor(folder, getattr(config, "towers", None), checkpoint.parent, bpe, report)
+        tensors = _convert_tensors(original, config, model_class, dtype, report)
+        checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+        config.architectures, config.dtype = [model_class.__name__], dtype
+        config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+        del tensors, original  # their pages, before the result is mapped
+        _verify(folder, model_class, checksums, tokenizer)
+    return report
+
+
+def original_name(name: str) -> tuple[str, int | None]:
+    """The original's name of a parameter of ours.
+
+    Args:
+        name (`str`): Name in [`AudioCLIPModel`].
+
+    Returns:
+        `tuple[str, int | None]`: the name, and which third of the tensor it is for queries, keys and values.
+    """
+    part = None
+    for old, new in KEY_TABLE:
+        if name.startswith(new):
+            name = old + name.removeprefix(new)
+            break
+    if name.startswith("transformer.resblocks."):
+        for index, letter in enumerate("qkv"):
+            if f".{letter}_proj." in name:
+                part, name = index, name.replace(f".{letter}_proj.", ".{q,k,v}_proj.")
+        for old, new in TEXT_BLOCK_TABLE:
+            name = name.replace(new, old)
+    return name, part
+
+
+def recognise_checkpoint(original: dict[str, torch.Tensor]) -> str:
+    """Tell a checkpoint's kind by its keys.
+
+    Args:
+        original (`dict[str, torch.Tensor]`): State dict.
+
+    Returns:
+        `str`: `"audioclip"`, `"clip"` or `"esresnext"`.
+
+    Raises:
+        ConversionError: if it is none of them.
+    """
+    has_image, has_audio = "visual.conv1.weight" in original, "audio.conv1.weight" in original
+    if has_image and has_audio:
+        return "audioclip"
+    if has_image and "token_embedding.weight" in original:
+        return "clip"
+    if "fbsp.fc" in original and "att5.conv_depth.weight" in original:
+        return "esresnext"
+    raise ConversionError(
+        f"This is not a checkpoint of AudioCLIP: its keys are {_shorten(sorted(original))}. Expected are those of "
+        "AudioCLIP-Full-Training.pt, AudioCLIP-Partial-Training.pt, CLIP.pt or ESRNXFBSP.pt."
+    )
+
+
+def _check_output(out_dir: Path) -> None:
+    if out_dir.is_dir() and not any(out_dir.iterdir()):
+        return
+    if out_dir.exists():
+        raise ConversionError(f"{out_dir} exists already. Choose another folder, or remove it first.")
+
+
+def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    dtype = DTYPES.get(dtype, dtype) if dtype is not None else torch.float32
+    if dtype not in DTYPES.values():
+        raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}.")
+    return dtype
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The file's state dict, mapped into memory where its format allows; no code from it is run."""
+    if not path.is_file():
+        raise ConversionError(f"There is no file {path}.")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"  # before torch 1.6 files were plain pickles, which cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} was refused: it holds something other than tensors, which could run code when loaded, or it is "
+            f"no PyTorch file ({_first_line(error)})."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ConversionError(
+            f"{path} cannot be read: it is truncated or no PyTorch state dict ({_first_line(error)}). Download it "
+            "again and compare its size with the release."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        found = _shorten([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
+        raise ConversionError(
+            f"{path} is not a flat state dict of tensors, but holds {found}. Save the state dict alone."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def _architecture(
+    kind: str, original: dict[str, torch.Tensor], text: bool
+) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
+    if kind == "esresnext":
+        classes = original.get("fc.weight")
+        return AudioCLIPAudioConfig(projection_dim=1024 if classes is None else len(classes)), AudioCLIPAudioModel
+    towers = [name for name in ("text", "vision", "audio") if name != "text" or text]
+    if kind == "clip":
+        towers.remove("audio")
+    return AudioCLIPConfig(towers=towers), AudioCLIPModel
+
+
+def _expected_tensors(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return model_class(config).state_dict()
+
+
+def _convert_tensors(
+    original: dict[str, torch.Tensor],
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    dtype: torch.dtype,
+    report: ConversionReport,
+) -> dict[str, torch.Tensor]:
+    """Take every tensor of the model from the original; fill in what may lack, refuse whatever else does not fit."""
+    prefix = "audio_model." if model_class is AudioCLIPAudioModel else ""
+    strip = "audio." if prefix else ""
+    tensors, missing, wrong, used = {}, [], [], set()
+    for name, expected in _expected_tensors(config, model_class).items():
+        source, part = original_name(prefix + name)
+        source = source.removeprefix(strip)
+        used.add(source)
+        value = original.get(source)
+        if value is None:
+            value = _default_value(name, expected)
+            (report.missing_keys if value is not None else missing).append(source)
+        else:
+            value = _part_of(value, source, part)
+            wrong += _complaints(source, value, expected)
+        tensors[name] = value
+    if missing:
+        raise ConversionError(f"The checkpoint lacks {len(missing)} tensors: {_shorten(sorted(set(missing)))}.")
+    if wrong:
+        raise ConversionError(f"{len(wrong)} tensors do not fit AudioCLIP: {_shorten(wrong)}.")
+    _sort_out_rest(set(original) - used, report)
+    report.num_tensors = len(tensors)
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _part_of(value: torch.Tensor, source: str, part: int | None) -> torch.Tensor:
+    if part is not None and value.shape[:1].numel() % 3 == 0:
+        value = value.chunk(3)[part]
+    return value.t() if source == "text_projection" and value.dim() == 2 else value
+
+
+def _complaints(source: str, value: torch.Tensor, expected: torch.Tensor) -> list[str]:
+    if value.shape != expected.shape:
+        return [f"{source} has shape {tuple(value.shape)}, expected {tuple(expected.shape)}"]
+    if value.is_floating_point() != expected.is_floating_point():
+        return [f"{source} is {value.dtype}, expected {expected.dtype}"]
+    if value.is_floating_point() and not all(extreme.isfinite() for extreme in value.aminmax()):  # NaN spreads
+        return [f"{source} holds NaN or infinite values"]
+    return []
+
+
+def _default_value(name: str, expected: torch.Tensor) -> torch.Tensor | None:
+    """Value of what an older file may lack, or `None` for weights."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.long)
+    if name.endswith("fbsp.window"):
+        return torch.tensor(blackman_harris_window(len(expected)), dtype=torch.float32)
+    return None
+
+
+def _sort_out_rest(rest: set[str], report: ConversionReport) -> None:
+    """Report the keys that no tensor came from: left out on purpose, or unknown."""
+    full = _expected_tensors(AudioCLIPConfig(), AudioCLIPModel)
+    known = {original_name(name)[0] for name in full} | set(UNUSED_KEYS)
+    for key in sorted(rest):
+        is_known = ("audio." + key if report.kind == "esresnext" else key) in known
+        (report.dropped_keys if is_known else report.unexpected_keys).append(key)
+    if report.unexpected_keys:
+        logger.warning(f"Keys that AudioCLIP does not know are ignored: {_shorten(report.unexpected_keys)}.")
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32 if "fbsp." in name else dtype)
+    return tensor.contiguous()
+
+
+def _write_processor(
+    folder: Path,
+    towers: tuple[str, ...] | None,
+    source_dir: Path,
+    bpe: str | os.PathLike | None,
+    report: ConversionReport,
+) -> CLIPTokenizer | None:
+    """Write what prepares the inputs of these towers (of audio alone if `None`), and return the tokenizer, if any."""
+    feature_extractor = AudioCLIPFeatureExtractor()
+    if towers is None:
+        feature_extractor.save_pretrained(folder)
+        return None
+    image_processor = CLIPImageProcessor()
+    if "text" in towers:
+        bpe_file, report.tokenizer_source = find_bpe_file(bpe, source_dir)
+        tokenizer = read_clip_tokenizer(bpe_file)
+        AudioCLIPProcessor(image_processor, feature_extractor, tokenizer).save_pretrained(folder)
+        return tokenizer
+    # Without a tokenizer there is no AudioCLIPProcessor, but its parts are read from the same file.
+    parts = {"image_processor": image_processor.to_dict(), "feature_extractor": feature_extractor.to_dict()}
+    (folder / "processor_config.json").write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n")
+    return None
+
+
+def _verify(
+    folder: Path, model_class: type[PreTrainedModel], checksums: dict[str, int], tokenizer: CLIPTokenizer | None
+) -> None:
+    """Load the folder as a user would, and compare every tensor with what was to be written."""
+    with _quiet_progress_bars():
+        model, loading = model_class.from_pretrained(folder, output_loading_info=True)
+    problems = [f"{kind}: {_shorten(sorted(map(str, keys)))}" for kind, keys in loading.items() if keys]
+    state = model.state_dict()
+    problems += [f"{name} differs" for name, checksum in checksums.items() if _checksum(state[name]) != checksum]
+    if tokenizer is not None:
+        ids, expected = (
+            loaded(PROBE_TEXT)["input_ids"] for loaded in (CLIPTokenizer.from_pretrained(folder), tokenizer)
+        )
+        problems += [f"{PROBE_TEXT!r} gives token ids {ids}, not {expected}"] if ids != expected else []
+    if problems:
+        raise ConversionError(f"The written checkpoint is not what was read: {_shorten(problems)}.")
+
+
+@contextlib.contextmanager
+def _new_folder(out_dir: Path) -> Iterator[Path]:
+    """A folder that takes the name `out_dir` when the block succeeds, and vanishes when it fails."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        _check_output(out_dir)
+        folder.replace(out_dir)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _quiet_progress_bars() -> Iterator[None]:
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _shorten(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
