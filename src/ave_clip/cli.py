@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 
 
+TASK = "audio-visual-event-localization"
+
+
 class OutputFormat(str, Enum):
     table = "table"
     json = "json"
@@ -61,6 +64,15 @@ def localize(
     output: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
     device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")] = Dtype.float32,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help='Look for these instead, without training: "dog bark,church bell". Needs an AudioCLIP --model.'
+        ),
+    ] = None,
+    agreement_threshold: Annotated[
+        float | None, typer.Option(help="With --labels: audio-image cosine from which sight and sound agree.")
+    ] = None,
     decoder: Annotated[Decoder, typer.Option(help="How probabilities become events.")] = Decoder.merge,
     min_event_segments: Annotated[
         int | None, typer.Option(min=1, help="Shortest event in segments; default: the model's.")
@@ -72,7 +84,12 @@ def localize(
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
     chosen = _chosen_format(format, output)
-    localizer = _load_pipeline(model, device, dtype.value)
+    if labels is not None and model is None:
+        raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
+    if agreement_threshold is not None and labels is None:
+        raise typer.BadParameter("--agreement-threshold goes with --labels.")
+    zero_shot = {"candidate_labels": labels, "agreement_threshold": agreement_threshold} if labels is not None else {}
+    localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, zero_shot)
     options = {
         "decoder": decoder.value,
         "min_event_segments": min_event_segments,
@@ -111,7 +128,7 @@ def _chosen_format(given: OutputFormat | None, output: Path | None) -> str:
     return suffix if suffix in ("json", "jsonl", "csv") else "table"
 
 
-def _load_pipeline(model: str | None, device: str | None, dtype: str) -> Callable:
+def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]) -> Callable:
     import torch
     from transformers import pipeline
     from transformers.utils import logging
@@ -121,7 +138,7 @@ def _load_pipeline(model: str | None, device: str | None, dtype: str) -> Callabl
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        return pipeline("audio-visual-event-localization", model=model, device=device, dtype=getattr(torch, dtype))
+        return pipeline(task, model=model, device=device, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, RuntimeError) as error:
         say(f"cannot load the model {model or 'ave-clip-tiny'}: {error}")
         raise typer.Exit(1) from None
