@@ -85,7 +85,7 @@ def evaluate(args, accelerator: Accelerator, localizer, loader: DataLoader) -> t
     return logits, labels, rows
 
 
-def decode(args: argparse.Namespace, processor: AVEClipProcessor, logits: list, decoder: str, shortest: int) -> list:
+def decode(processor: AVEClipProcessor, logits: list, decoder: str, shortest: int) -> list:
     """Post-process every clip; class ids per segment."""
     ids = {label: index for index, label in processor.id2label.items()}
     decoded = []
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     localizer = AVEClipForLocalization.from_pretrained(args.model)
     processor = AVEClipProcessor.from_pretrained(args.model)
-    processor.id2label = config_labels = localizer.config.id2label
-    loader = build_dataloaders(args, processor, config_labels)
+    processor.id2label = id2label = localizer.config.id2label
+    loader = build_dataloaders(args, processor, id2label)
     shortest = args.min_event_segments or localizer.config.min_event_segments
     localizer, loader = accelerator.prepare(localizer, loader)
     logits, labels, rows = evaluate(args, accelerator, localizer, loader)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     if missing:
         logger.warning("%d of %d clips could not be read and count nowhere.", missing, len(loader.dataset))
     results = {
-        decoder: localization_metrics(decode(args, processor, logits, decoder, shortest), labels, len(config_labels))
+        decoder: localization_metrics(decode(processor, logits, decoder, shortest), labels, len(id2label))
         for decoder in args.decoders
     }
     if accelerator.is_main_process:

@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset
 
 import ave_clip
-from ave_clip import AVEClipConfig
+from ave_clip import AVEClipConfig, AVEClipProcessor
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.events import DECODERS, decode_labels
 from ave_clip.training.arguments import (
@@ -52,6 +52,7 @@ from ave_clip.training.metrics import localization_metrics, segment_accuracy
 
 logger = logging.getLogger("train_localizer")
 SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / "synthetic"
+NUM_SYNTHETIC = 400
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,12 +91,14 @@ def use_synthetic_features(args: argparse.Namespace, accelerator: Accelerator) -
         "extract_features.py --model AUDIOCLIP --data_dir AVE_Dataset --output_dir features, then this script with "
         "--model AUDIOCLIP --features_dir features."
     )
-    clips, features = SYNTHETIC_FOLDER / "clips", SYNTHETIC_FOLDER / f"features-{Path(args.model).name}"
+    clips = SYNTHETIC_FOLDER / f"clips-{NUM_SYNTHETIC}"
+    features = SYNTHETIC_FOLDER / f"features-{NUM_SYNTHETIC}-{towers_fingerprint(load_encoder(args.model))}"
     with accelerator.main_process_first():
         if not clips.exists():
-            logger.warning("Making 400 synthetic clips in %s: some minutes, once.", clips)
-            generate_synthetic_ave(clips, num_videos=400)
-    options = ["--num_frames_per_segment", "4", *(["--cpu"] if args.cpu else [])]
+            logger.warning("Making %d synthetic clips in %s: some minutes, once.", NUM_SYNTHETIC, clips)
+            generate_synthetic_ave(clips, num_videos=NUM_SYNTHETIC)
+    num_frames = AVEClipProcessor.from_pretrained(args.model).video_processor.num_frames_per_segment
+    options = ["--num_frames_per_segment", str(num_frames), *(["--cpu"] if args.cpu else [])]
     extract_features.main(["--model", args.model, "--data_dir", str(clips), "--output_dir", str(features), *options])
     args.features_dir = str(features)
 

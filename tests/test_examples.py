@@ -221,6 +221,18 @@ def test_stage_3_on_raw_clips_starts_where_stage_3_on_features_does(scripts, wor
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_stage_3_without_data_trains_on_synthetic_clips_and_says_what_to_pass_for_ave(
+    scripts, work, stage3, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(scripts["stage3"], "SYNTHETIC_FOLDER", tmp_path / "synthetic")
+    monkeypatch.setattr(scripts["stage3"], "NUM_SYNTHETIC", 5)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    arguments = ["--cpu", "--model", work / "localizer", "--output_dir", tmp_path / "out", "--num_epochs", "1"]
+    results = scripts["stage3"].main([str(argument) for argument in arguments] + ["--localizer", *LOCALIZER])
+    assert results["test"]["none"]["num_videos"] == 1
+    assert "--data_dir AVE_Dataset" in caplog.text
+
+
 @pytest.mark.parametrize("blanked", ["audio", "video"])
 def test_a_blanked_modality_changes_nothing(scripts, blanked):
     batch = {"rows": torch.zeros(1), "image_features": torch.rand(1, 2, 3), "audio_features": torch.rand(1, 2, 3)}
