@@ -207,6 +207,27 @@ def _write_table(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) 
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A released file, such as AudioCLIP-Full-Training.pt.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    bpe: Annotated[
+        Path | None, typer.Option(help="CLIP's bpe_simple_vocab_16e6.txt.gz; default: beside CHECKPOINT.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights written.")] = Dtype.float32,
+    text: Annotated[bool, typer.Option(help="Keep the text tower and write a tokenizer.")] = True,
+) -> None:
+    """Convert the original AudioCLIP weights to a folder for `from_pretrained` and the Hub."""
+    from .training.convert import convert_audioclip
+
+    try:
+        report = convert_audioclip(checkpoint, out, bpe=bpe, dtype=dtype.value, text=text)
+    except (ValueError, OSError) as error:
+        say(str(error))
+        raise typer.Exit(1) from None
+    typer.echo(report.summary())
+
+
+@app.command()
 def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder to make, in AVE's own layout.")],
     videos: Annotated[int, typer.Option(min=1, help="How many clips in all.")] = 400,
