@@ -292,10 +292,10 @@ def _convert_tensors(
             value = _part_of(value, source, part)
             wrong += _complaints(source, value, expected)
         tensors[name] = value
-    if missing:
-        raise ConversionError(f"The checkpoint lacks {len(missing)} tensors: {_shorten(sorted(set(missing)))}.")
-    if wrong:
-        raise ConversionError(f"{len(wrong)} tensors do not fit AudioCLIP: {_shorten(wrong)}.")
+    if missing or wrong:
+        complaints = [f"{len(wrong)} tensors do not fit: {_shorten(wrong)}"] if wrong else []
+        complaints += [f"{len(missing)} tensors are missing: {_shorten(sorted(missing))}"] if missing else []
+        raise ConversionError(f"These are not the weights of the released {report.kind}. {'; '.join(complaints)}.")
     _sort_out_rest(set(original) - used, report)
     report.num_tensors = len(tensors)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
