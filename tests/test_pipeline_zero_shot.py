@@ -1,5 +1,7 @@
 """Zero-shot localization: what decides label and background, caching, label order, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -25,14 +27,20 @@ def letters_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[])
 
 
-@pytest.fixture(scope="module")
-def localizer(tmp_path_factory):
-    folder, size = tmp_path_factory.mktemp("audioclip"), TINY_VISION["image_size"]
+def save_tiny_audioclip(folder: Path) -> None:
+    """Write a tiny AudioCLIP with its processor."""
+    size = TINY_VISION["image_size"]
     torch.manual_seed(0)
     AudioCLIPModel(tiny_audioclip_config()).save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     extractor = AudioCLIPFeatureExtractor(sampling_rate=TINY_AUDIO["sampling_rate"])
     AudioCLIPProcessor(images, extractor, letters_tokenizer()).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def localizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audioclip")
+    save_tiny_audioclip(folder)
     return pipeline(TASK, model=str(folder), device="cpu", num_frames_per_segment=2)
 
 

@@ -1,0 +1,107 @@
+"""Search pictures and sounds by text, by a picture or by a sound, with AudioCLIP's joint space.
+
+Reads a converted AudioCLIP (`ave-clip convert`) and any number of media files: pictures, sound files, videos
+(whose frames and sound track count as one picture and one sound). Prints, best first, the sounds and the pictures that
+are nearest to the query, by cosine.
+
+    python examples/retrieve.py --model audioclip --query "church bell" media/*
+    python examples/retrieve.py --model audioclip --query media/bell.wav media/*.jpg     # a sound finds pictures
+    python examples/retrieve.py --model audioclip --query media/cat.jpg media/*.wav      # a picture finds sounds
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from ave_clip import AudioCLIPModel, AudioCLIPProcessor
+from ave_clip.video_io import read_video
+
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MODALITIES = ("picture", "sound")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media", nargs="+", help="Pictures, sounds and videos to search.")
+    parser.add_argument(
+        "--model", required=True, help="Folder or Hub id of a converted AudioCLIP with its text tower."
+    )
+    parser.add_argument("--query", required=True, help="A text, or the path of a picture, sound or video.")
+    parser.add_argument("--top_k", type=int, default=5, help="How many to print of each kind.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def embed_file(path: str, model: AudioCLIPModel, processor: AudioCLIPProcessor) -> dict[str, torch.Tensor]:
+    """Unit embeddings `(D,)` of a file: of its picture, its sound, or both.
+
+    Raises:
+        ValueError: The file cannot be read as picture, sound or video.
+    """
+    pictures, waveform = read_media(path, processor.feature_extractor.sampling_rate)
+    embeds = {}
+    if pictures:
+        inputs = processor(images=pictures, return_tensors="pt").to(model.device)
+        embeds["picture"] = normalize(model.get_image_features(**inputs).pooler_output.mean(dim=0), dim=-1)
+    if waveform is not None:
+        rate = processor.feature_extractor.sampling_rate
+        inputs = processor(audio=waveform, sampling_rate=rate, return_tensors="pt").to(model.device)
+        embeds["sound"] = normalize(model.get_audio_features(**inputs).pooler_output[0], dim=-1)
+    return embeds
+
+
+def read_media(path: str, sampling_rate: int) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The pictures of a file (one a second of a video) and its sound, where it has them."""
+    if Path(path).suffix.lower() in PICTURE_SUFFIXES:
+        with Image.open(path) as image:
+            return [np.array(image.convert("RGB"))], None
+    clip = read_video(path, sampling_rate=sampling_rate, num_frames_per_segment=1)
+    pictures = [frame for frames in clip.frames for frame in frames]
+    return pictures, clip.waveforms.reshape(-1) if clip.has_audio else None
+
+
+@torch.no_grad()
+def embed_query(query: str, model: AudioCLIPModel, processor: AudioCLIPProcessor) -> dict[str, torch.Tensor]:
+    """Unit embeddings of a text or of a file."""
+    if Path(query).is_file():
+        return embed_file(query, model, processor)
+    inputs = processor(text=[query], return_tensors="pt").to(model.device)
+    return {"text": normalize(model.get_text_features(**inputs).pooler_output[0], dim=-1)}
+
+
+def rank(query: torch.Tensor, names: list[str], embeds: list[torch.Tensor], top_k: int) -> list[tuple[str, float]]:
+    """Names and cosines of the nearest embeddings, best first."""
+    if not embeds:
+        return []
+    cosines = torch.stack(embeds) @ query
+    best = cosines.topk(min(top_k, len(names)))
+    return [(names[index], round(float(value), 4)) for value, index in zip(best.values, best.indices)]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, list[tuple[str, float]]]:
+    args = parse_args(argv)
+    model = AudioCLIPModel.from_pretrained(args.model).to(args.device).eval()
+    processor = AudioCLIPProcessor.from_pretrained(args.model)
+    files = {path: embed_file(path, model, processor) for path in args.media}
+    results = {}
+    for kind, query in embed_query(args.query, model, processor).items():
+        for modality in MODALITIES:
+            if modality == kind:  # like finds like without AudioCLIP; across the senses is what it is for
+                continue
+            names = [path for path, embeds in files.items() if modality in embeds]
+            ranked = rank(query, names, [files[path][modality] for path in names], args.top_k)
+            results[f"{kind} -> {modality}"] = ranked
+            print(f"{kind} -> {modality}")
+            for path, cosine in ranked:
+                print(f"  {cosine:7.4f}  {path}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
