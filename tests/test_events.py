@@ -1,6 +1,7 @@
 """Decoders against brute force, and labels to events and back."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -149,3 +150,11 @@ def test_probabilities_that_are_not_numbers_are_refused():
     probabilities[2, 1] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         decode_labels(probabilities)
+
+
+def test_merging_an_hour_of_noise_takes_well_under_a_second():
+    probabilities = random_probabilities(7, 3600, 29)
+    start = time.perf_counter()
+    labels = decode_labels(probabilities, "merge", 3)
+    assert time.perf_counter() - start < 1
+    assert min(length for _, length in runs_of(labels)) >= 3

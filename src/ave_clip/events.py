@@ -5,6 +5,7 @@ segment. `"merge"` is the paper's post-processing, `"single_event"` and `"viterb
 of their kind exactly, `"none"` is the plain argmax.
 """
 
+import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,32 +66,68 @@ def merge_short_runs(labels: Sequence[int], probabilities: np.ndarray, min_event
         `np.ndarray` of shape `(num_segments,)`: The new labels.
     """
     cumulative = np.concatenate([np.zeros((1, probabilities.shape[1])), np.cumsum(probabilities, axis=0)])
-
-    def mean(label: int, start: int, end: int) -> float:
-        return (cumulative[end, label] - cumulative[start, label]) / (end - start)
-
-    runs = _runs(labels)
-    while len(runs) > 1:
-        short = [number for number, (_, start, end) in enumerate(runs) if end - start < min_event_segments]
-        if not short:
-            break
-        # Rounding keeps equal means equal although they come from differences of sums.
-        number = min(short, key=lambda i: (runs[i][2] - runs[i][1], round(mean(*runs[i]), 9), i))
-        _relabel(runs, number, mean)
-    return np.repeat([label for label, _, _ in runs], [end - start for _, start, end in runs])
+    runs = _RunList(_runs(labels), cumulative)
+    queue = [entry for entry in map(runs.entry, list(runs.ends)) if entry[0] < min_event_segments]
+    heapq.heapify(queue)
+    while queue and len(runs.ends) > 1:
+        entry = heapq.heappop(queue)
+        if not runs.is_current(entry):
+            continue  # it has been merged since
+        merged = runs.entry(runs.merge(entry[-1]))
+        if merged[0] < min_event_segments:
+            heapq.heappush(queue, merged)
+    return runs.labels()
 
 
-def _relabel(runs: list[tuple[int, int, int]], number: int, mean) -> None:
-    _, start, end = runs[number]
-    neighbours = [index for index in (number - 1, number + 1) if 0 <= index < len(runs)]
-    winner = max(
-        neighbours,
-        key=lambda i: (runs[i][2] - runs[i][1], round(mean(runs[i][0], start, end), 9), -i),
-    )
-    runs[number] = (runs[winner][0], start, end)
-    for index in (number, number - 1):  # join equal neighbours, the right one first so that indices stay valid
-        if 0 <= index < len(runs) - 1 and runs[index][0] == runs[index + 1][0]:
-            runs[index : index + 2] = [(runs[index][0], runs[index][1], runs[index + 1][2])]
+class _RunList:
+    """Runs of equal labels, kept by their first segment, that can be merged into a neighbour in constant time."""
+
+    def __init__(self, runs: list[tuple[int, int, int]], cumulative: np.ndarray) -> None:
+        self.label = {start: label for label, start, _ in runs}
+        self.ends = {start: end for _, start, end in runs}
+        self.starts = {end: start for _, start, end in runs}  # a run's first segment, by where it ends
+        self.cumulative = cumulative
+
+    def mean(self, label: int, start: int, end: int) -> float:
+        # Rounded, so that equal means stay equal although they come from differences of sums.
+        return round((self.cumulative[end, label] - self.cumulative[start, label]) / (end - start), 9)
+
+    def entry(self, start: int) -> tuple[int, float, int]:
+        """What decides which run goes first: its length, the mean probability of its label, its place."""
+        end = self.ends[start]
+        return end - start, self.mean(self.label[start], start, end), start
+
+    def is_current(self, entry: tuple[int, float, int]) -> bool:
+        return entry[-1] in self.ends and self.entry(entry[-1]) == entry
+
+    def merge(self, start: int) -> int:
+        """Give a run its longer neighbour's label, join what is equal now, and return where the result starts."""
+        end = self.ends[start]
+        neighbours = []
+        if start in self.starts:
+            neighbours.append((self.starts[start], 1))
+        if end in self.ends:
+            neighbours.append((end, 0))
+        winner, _ = max(
+            neighbours,
+            key=lambda item: (self.ends[item[0]] - item[0], self.mean(self.label[item[0]], start, end), item[1]),
+        )
+        self.label[start] = self.label[winner]
+        for right in (end, start):
+            left = self.starts.get(right)
+            if right in self.ends and left is not None and self.label[left] == self.label[right]:
+                self._join(left, right)
+                start = min(start, left)
+        return start
+
+    def _join(self, left: int, right: int) -> None:
+        end = self.ends.pop(right)
+        del self.label[right], self.starts[right]
+        self.ends[left], self.starts[end] = end, left
+
+    def labels(self) -> np.ndarray:
+        starts = sorted(self.ends)
+        return np.repeat([self.label[start] for start in starts], [self.ends[start] - start for start in starts])
 
 
 def decode_single_event(probabilities: np.ndarray) -> np.ndarray:
