@@ -1,10 +1,10 @@
 """Synthetic AVE: short made-up videos with sound, in AVE's own folder layout.
 
 There are 16 classes, each a family of sounds (`synthetic_sounds.py`) and a family of moving pictures
-(`synthetic_pictures.py`). A clip lasts ten seconds and holds at most one event: a span of 2 to 10 whole seconds in which the
-sight and the sound of one class are there together. Before and after it the sight goes on without its sound, the sound goes
-on without its sight, an unmatched pair plays, or nothing does; every tenth clip has no event at all. Telling the classes apart
-is easy; telling *when* sight and sound agree needs both.
+(`synthetic_pictures.py`). A clip lasts ten seconds and holds at most one event: a span of 2 to 10 whole seconds in
+which the sight and the sound of one class are there together. Before and after it the sight goes on without its
+sound, the sound goes on without its sight, an unmatched pair plays, or nothing does; every tenth clip has no event at
+all. Telling the classes apart is easy; telling *when* sight and sound agree needs both.
 
 The road from a seed to a folder: `draw_script` decides what happens in each second, `render_clip` draws and sounds it,
 `generate_synthetic_ave` does so for every clip and writes the lists.
@@ -85,7 +85,7 @@ class ClipScript:
     Attributes:
         split (`str`): One of `SPLITS`.
         index (`int`): Number of the clip within its split.
-        category (`int`): The row's class. Present in a clip without an event, too, but never in both modalities at once.
+        category (`int`): The row's class. Present in a clip without an event, too, but never in both at once.
         start (`int`): First second of the event; 0 without one.
         end (`int`): Second at which the event is over; 0 without one.
         sights (`tuple[int, ...]`): Class of the object in sight in each second, or `NOTHING`.
@@ -339,16 +339,17 @@ def generate_synthetic_ave(
 ) -> SyntheticSummary:
     """Write a synthetic data set in AVE's layout.
 
-    The folder holds `AVE/<VideoID>.mp4`, `Annotations.txt` (all rows, grouped by category), `trainSet.txt`, `valSet.txt`,
-    `testSet.txt`, `categories.txt` and `synthetic.json` (how it was made, and statistics). It appears under its name only
-    when it is complete. The same seed gives the same clips whatever the number of workers; the splits share no instance.
+    The folder holds `AVE/<VideoID>.mp4`, `Annotations.txt` (all rows, grouped by category), `trainSet.txt`,
+    `valSet.txt`, `testSet.txt`, `categories.txt` and `synthetic.json` (how it was made, and statistics). It appears
+    under its name only when it is complete. The same seed gives the same clips whatever the number of workers; the
+    splits share no instance.
 
     Args:
         out_dir (`str` or `os.PathLike`): Folder to make. Its parent folders are made, too.
         num_videos (`int`): Number of clips, over all splits.
         seed (`int`): Any number from 0 on; other seeds give other clips.
-        num_workers (`int`, *optional*): Processes that render. Defaults to the number of processors; 0 or 1 stays in this
-            process.
+        num_workers (`int`, *optional*): Processes that render. Defaults to the number of processors; 0 or 1 stays in
+            this process.
         splits (`Sequence[float]`): Shares of train, val and test; they sum to 1. A share of 0 leaves that list empty.
         overwrite (`bool`): Replace an earlier synthetic data set at `out_dir`.
         progress (`Callable[[int, int], None]`, *optional*): Called with the clips done so far and their total number.
@@ -421,7 +422,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _draw_video_ids(seed: int, scripts: Sequence[ClipScript]) -> list[str]:
-    """Draw ids of 11 characters like YouTube's, unique whatever the case; every eighth begins with "-", as AVE's may."""
+    """Draw unique ids of 11 characters like YouTube's; every eighth begins with "-", as AVE's may."""
     video_ids: list[str] = []
     taken: set[str] = set()
     for script in scripts:

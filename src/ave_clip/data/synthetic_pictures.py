@@ -1,7 +1,8 @@
 """The pictures of the synthetic AVE data set: moving, textured shapes drawn over varied scenes.
 
-A picture is drawn on a small square of pixels around the object, for many frames at once. Shapes are (approximate) signed
-distances in units of the object's radius, negative inside; textures say how much of the second colour each place has.
+A picture is drawn on a small square of pixels around the object, for many frames at once. Shapes are (approximate)
+signed distances in units of the object's radius, negative inside; textures say how much of the second colour each
+place has.
 """
 
 from __future__ import annotations
@@ -210,8 +211,8 @@ class Mover:
             times (`numpy.ndarray` of shape `(num_frames,)`): Seconds.
 
         Returns:
-            `tuple`: colours float32 `(num_frames, side, side, 3)` in [0, 255], opacities `(num_frames, side, side, 1)`,
-            and the upper left corners `(num_frames, 2)` as integer (x, y), which may lie outside the frame.
+            `tuple`: colours float32 `(num_frames, side, side, 3)` in [0, 255], opacities `(num_frames, side, side,
+            1)`, and the upper left corners `(num_frames, 2)` as integer (x, y), which may lie outside the frame.
         """
         x, y, size, angle, phase = (values.astype(np.float32) for values in self.pose(times))
         half = int(np.ceil(REACH * size.max()))

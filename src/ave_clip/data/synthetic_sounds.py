@@ -1,7 +1,8 @@
 """The sounds of the synthetic AVE data set: one function per class, plus the background they are heard over.
 
-Every maker takes a random generator, which fixes the instance (pitch, tempo, detune, timbre), and the sample times, and
-returns an unscaled mono waveform. All of them sound within every second, so that one segment is enough to tell the class.
+Every maker takes a random generator, which fixes the instance (pitch, tempo, detune, timbre), and the sample times,
+and returns an unscaled mono waveform. All of them sound within every second, so that one segment is enough to tell
+the class.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _attack(since: np.ndarray, seconds: float = 0.004) -> np.ndarray:
 
 
 def _noise_band(rng: np.random.Generator, times: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return white noise kept between two frequencies (Hz), with edges a fifth of an octave wide and unit deviation."""
+    """Return white noise between two frequencies (Hz), edges a fifth of an octave wide, unit deviation."""
     step = times[1] - times[0]
     spectrum = np.fft.rfft(rng.standard_normal(len(times), dtype=np.float32))
     frequencies = np.maximum(np.fft.rfftfreq(len(times), step), 1e-3)
