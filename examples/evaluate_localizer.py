@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch.utils.data import DataLoader
 
 import ave_clip
@@ -30,7 +31,7 @@ from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import collate_clips
 from ave_clip.training.metrics import localization_metrics
 
-logger = logging.getLogger("evaluate_localizer")
+logger = get_logger("evaluate_localizer")
 COLUMNS = {
     "segment_accuracy": "accuracy",
     "background_recall": "bg recall",

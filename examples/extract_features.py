@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch.utils.data import DataLoader, Subset
 
 from ave_clip.data import load_ave
@@ -39,7 +40,7 @@ from ave_clip.training.checkpoints import (
 from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import FeatureWriter
 
-logger = logging.getLogger("extract_features")
+logger = get_logger("extract_features")
 SPLITS = ("train", "validation", "test")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
@@ -37,7 +38,7 @@ from ave_clip.training.losses import FALSE_NEGATIVE_MASKS, audio_image_contrasti
 from ave_clip.training.metrics import retrieval_metrics
 from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds
 
-logger = logging.getLogger("finetune_audioclip")
+logger = get_logger("finetune_audioclip")
 
 # The text tower and its temperatures take no part; the learned spectrogram follows --train_spectrogram.
 UNUSED = r"text_model|logit_scale$|logit_scale_at$"

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch.utils.data import DataLoader, Dataset
 
 import ave_clip
@@ -50,7 +51,7 @@ from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import FeatureStore, collate_clips
 from ave_clip.training.metrics import localization_metrics, segment_accuracy
 
-logger = logging.getLogger("train_localizer")
+logger = get_logger("train_localizer")
 SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / "synthetic"
 NUM_SYNTHETIC = 400
 
@@ -219,7 +220,9 @@ def measure(probabilities: list, labels: list, localizer) -> dict[str, dict]:
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    accelerator = build_accelerator(args.cpu, args.mixed_precision)
+    # AGVA gets no gradient from features with a single location.
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[handler])
     if not (args.features_dir or args.data_dir):
         use_synthetic_features(args, accelerator)
     set_seed(args.seed)
