@@ -1,4 +1,4 @@
-"""The README says what the package does: its Python runs and prints what stands below it; its numbers have a source."""
+"""The README is true: its Python runs and prints what stands below it, its numbers and links have a source."""
 
 import json
 import os
