@@ -3,14 +3,13 @@
 Both give the same [`VideoAnnotation`]s as a table of one's own does; videos are found by their ids.
 """
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..events import group_segments
 from .annotations import AnnotationError, check_video_id, decode_text
-from .video_tables import SPLIT_NAMES, NamedSpan, VideoAnnotation
+from .video_tables import SPLIT_NAMES, NamedSpan, Row, VideoAnnotation, read_csv
 
 OV_AVE_COLUMNS = ("split", "cls_name", "cls_type", "vid_name")
 _OV_AVE_SEEN = {"close": True, "open": False}
@@ -113,7 +112,7 @@ def _unav_video(video_id: str, entry: Mapping[str, Any], names: dict[int, str]) 
     return VideoAnnotation(video_id, _split(entry["subset"]), tuple(events), duration)
 
 
-def _ov_ave_video(row: Mapping[str, str], entry: Mapping[str, Any]) -> VideoAnnotation:
+def _ov_ave_video(row: Row, entry: Mapping[str, Any]) -> VideoAnnotation:
     check_video_id(row["vid_name"])
     if entry["category"] != row["cls_name"]:
         raise ValueError(f"The category is {entry['category']!r} here, but {row['cls_name']!r} in the table.")
@@ -128,16 +127,13 @@ def _ov_ave_video(row: Mapping[str, str], entry: Mapping[str, Any]) -> VideoAnno
     )
 
 
-def _ov_ave_rows(data: bytes, file: str) -> Iterator[tuple[int, Mapping[str, str]]]:
-    reader = csv.DictReader(decode_text(data, file), strict=True)
-    if tuple(reader.fieldnames or ()) != OV_AVE_COLUMNS:
-        raise AnnotationError(f"the header is {reader.fieldnames}, wanted {list(OV_AVE_COLUMNS)}.", file, 1)
+def _ov_ave_rows(data: bytes, file: str) -> Iterator[tuple[int, Row]]:
     lines: dict[str, int] = {}
-    for row in reader:
-        line, video_id = reader.line_num, row["vid_name"]
-        if None in row or None in row.values() or row["cls_type"] not in _OV_AVE_SEEN:
-            wanted: Sequence[str] = list(_OV_AVE_SEEN)
-            raise AnnotationError(f"got {row}, wanted four fields, cls_type one of {wanted}.", file, line)
+    for line, row in read_csv(data, file, OV_AVE_COLUMNS):
+        video_id = row["vid_name"]
+        if row["cls_type"] not in _OV_AVE_SEEN:
+            message = f"cls_type is {row['cls_type']!r}, wanted one of {list(_OV_AVE_SEEN)}."
+            raise AnnotationError(message, file, line)
         if video_id in lines:
             raise AnnotationError(f"the video {video_id!r} stands in line {lines[video_id]} already.", file, line)
         lines[video_id] = line

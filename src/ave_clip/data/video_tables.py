@@ -32,6 +32,9 @@ SPLIT_NAMES = {
 _END_TOLERANCE_SECONDS = 0.5  # containers round durations; half a segment more than this would be another label
 
 
+Row = Mapping[str, Any]
+
+
 class NamedSpan(NamedTuple):
     """An event by name: its label, where it starts and ends in seconds, and the line that says so."""
 
@@ -62,7 +65,7 @@ class VideoAnnotation:
     seen: bool | None = None
 
 
-class _Row(NamedTuple):
+class _CheckedRow(NamedTuple):
     """One checked row: `event` is `None` where the video has none."""
 
     line: int
@@ -89,8 +92,11 @@ def read_video_table(data: bytes, file: str) -> list[VideoAnnotation]:
     suffix = Path(file).suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl"):
         raise AnnotationError(f"the ending is {suffix!r}, wanted .csv, .tsv or .jsonl.", file)
-    records = _json_records(data, file) if suffix == ".jsonl" else _table_records(data, file, suffix)
-    rows_of: dict[str, list[_Row]] = defaultdict(list)
+    if suffix == ".jsonl":
+        records = _json_records(data, file)
+    else:
+        records = read_csv(data, file, COLUMNS, "\t" if suffix == ".tsv" else ",")
+    rows_of: dict[str, list[_CheckedRow]] = defaultdict(list)
     for line, record in records:
         row = _check_row(record, line, file)
         rows_of[row.path].append(row)
@@ -118,24 +124,36 @@ def check_overlaps(events: Sequence[NamedSpan], name: str, file: str) -> None:
             latest = event
 
 
-def _table_records(data: bytes, file: str, suffix: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(decode_text(data, file), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+def read_csv(data: bytes, file: str, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, Row]]:
+    """Line number and fields of each row of a table with a header.
+
+    Args:
+        data (`bytes`): Content of the file, UTF-8.
+        file (`str`): Its name.
+        columns (`Sequence[str]`): Columns that must be there; others may be.
+        delimiter (`str`): What stands between fields.
+
+    Raises:
+        AnnotationError: naming the line, if a column is missing, a row has another number of fields than the header,
+            or a quote is not closed.
+    """
+    reader = csv.DictReader(decode_text(data, file), delimiter=delimiter, strict=True)
     try:
         found = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = found
-        missing = [name for name in COLUMNS if name not in found]
+        missing = [name for name in columns if name not in found]
         if missing:
             raise AnnotationError(f"the header is {found}, without the columns {missing}.", file, 1)
-        for record in reader:
-            if None in record or None in record.values():
+        for row in reader:
+            if None in row or None in row.values():
                 message = f"another number of fields than the header, which has {len(found)}."
                 raise AnnotationError(message, file, reader.line_num)
-            yield reader.line_num, record
+            yield reader.line_num, row
     except csv.Error as error:
-        raise AnnotationError(f"no readable CSV: {error}.", file, reader.line_num) from error
+        raise AnnotationError(f"no readable CSV: {error}.", file, reader.reader.line_num) from error
 
 
-def _json_records(data: bytes, file: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_records(data: bytes, file: str) -> Iterator[tuple[int, Row]]:
     for line, text in enumerate(decode_text(data, file), start=1):
         try:
             record = json.loads(text)
@@ -147,7 +165,7 @@ def _json_records(data: bytes, file: str) -> Iterator[tuple[int, Mapping[str, An
         yield line, record
 
 
-def _check_row(record: Mapping[str, Any], line: int, file: str) -> _Row:
+def _check_row(record: Row, line: int, file: str) -> _CheckedRow:
     values = {name: _field(record.get(name)) for name in (*COLUMNS, *OPTIONAL_COLUMNS)}
     try:
         if not values["path"]:
@@ -156,7 +174,9 @@ def _check_row(record: Mapping[str, Any], line: int, file: str) -> _Row:
         if split and split not in SPLIT_NAMES:
             raise ValueError(f"Got the split {values['split']!r}, wanted train, validation or test.")
         duration = _seconds(values["duration"], "duration") if values["duration"] else None
-        return _Row(line, values["path"], _check_event(values, line, duration), SPLIT_NAMES.get(split), duration)
+        return _CheckedRow(
+            line, values["path"], _check_event(values, line, duration), SPLIT_NAMES.get(split), duration
+        )
     except ValueError as error:
         raise AnnotationError(str(error), file, line) from error
 
@@ -184,7 +204,7 @@ def check_span(start: float, end: float, duration: float | None) -> None:
         raise ValueError(f"The event ends at {end} s, but the video at {duration} s.")
 
 
-def _join_rows(rows: Sequence[_Row], file: str) -> VideoAnnotation:
+def _join_rows(rows: Sequence[_CheckedRow], file: str) -> VideoAnnotation:
     first = rows[0]
     for row in rows[1:]:
         for name in ("split", "duration"):
@@ -197,7 +217,7 @@ def _join_rows(rows: Sequence[_Row], file: str) -> VideoAnnotation:
     return VideoAnnotation(first.path, first.split or "train", tuple(events), first.duration)
 
 
-def _check_repeats(rows: Iterable[_Row], file: str) -> None:
+def _check_repeats(rows: Iterable[_CheckedRow], file: str) -> None:
     seen: dict[Any, int] = {}
     for row in rows:
         content = row.event and row.event[:3]
