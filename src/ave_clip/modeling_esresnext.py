@@ -60,6 +60,18 @@ def num_frames_for(num_samples: int, win_length: int, hop_length: int) -> int:
     return 1 if num_samples <= win_length else 1 + math.ceil((num_samples - win_length) / hop_length)
 
 
+def _warn_of_unit_range(input_values: torch.Tensor) -> None:
+    """Warn if waveforms look like floats in [-1, 1]; on the CPU only, where looking costs next to nothing."""
+    if input_values.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if 0 < input_values.detach().abs().max() <= 1:
+        logger.warning_once(
+            "input_values lie within [-1, 1], but AudioCLIP expects the range of int16: use "
+            "AudioCLIPFeatureExtractor, or multiply by 32768. Ignore this if the unit amplitude of the authors' "
+            "notebook is meant."
+        )
+
+
 class _ScaledGradient(torch.autograd.Function):
     """Identity whose gradient is divided by its largest absolute value.
 
@@ -394,6 +406,7 @@ class AudioCLIPAudioModel(PreTrainedModel):
                 "input_values must have shape (batch_size, num_samples) or (batch_size, channels, num_samples) with "
                 f"at least one sample, got {tuple(input_values.shape)}."
             )
+        _warn_of_unit_range(input_values)
         num_channels = input_values.shape[1] if input_values.dim() == 3 else 1
         dtype = torch.promote_types(self.fbsp.m.dtype, self.conv1.weight.dtype)
         dtype = torch.promote_types(dtype, torch.float32)

@@ -102,7 +102,7 @@ def checkpoint(model, tmp_path) -> Path:
 def test_key_table_gives_exactly_the_original_names_and_shapes():
     spec_file = FIXTURES / "state_dict_spec.json"
     if not spec_file.is_file():
-        pytest.skip(f"no {spec_file}")
+        pytest.skip(f"AVE_CLIP_SHARED holds no fixtures: no {spec_file}")
     with torch.device("meta"):
         state = original_layout(AudioCLIPModel(AudioCLIPConfig()))
     expected = {name: tuple(entry["shape"]) for name, entry in json.loads(spec_file.read_text()).items()}
@@ -361,7 +361,7 @@ def test_recognise_checkpoint_tells_the_kinds_apart():
 
 def test_token_ids_equal_the_original_tokenizers():
     if not (FIXTURES / "outputs.npz").is_file():
-        pytest.skip(f"no {FIXTURES}")
+        pytest.skip(f"AVE_CLIP_SHARED holds no fixtures: no {FIXTURES}")
     try:
         bpe_file, _ = find_bpe_file(os.environ.get("CLIP_BPE"), FIXTURES)
     except VocabularyError:

@@ -294,7 +294,7 @@ def _convert_tensors(
         tensors[name] = value
     if missing or wrong:
         complaints = [f"{len(wrong)} tensors do not fit: {_shorten(wrong)}"] if wrong else []
-        complaints += [f"{len(missing)} tensors are missing: {_shorten(sorted(missing))}"] if missing else []
+        complaints += [f"{len(missing)} tensors are missing: {_shorten(sorted(set(missing)))}"] if missing else []
         raise ConversionError(f"These are not the weights of the released {report.kind}. {'; '.join(complaints)}.")
     _sort_out_rest(set(original) - used, report)
     report.num_tensors = len(tensors)
