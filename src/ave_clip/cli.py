@@ -133,12 +133,14 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
     from transformers import pipeline
     from transformers.utils import logging
 
-    import ave_clip  # noqa: F401  (registers the task)
+    import ave_clip
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        return pipeline(task, model=model, device=device, dtype=getattr(torch, dtype), **options)
+        return pipeline(
+            task, model=model or ave_clip.DEFAULT_CHECKPOINT, device=device, dtype=getattr(torch, dtype), **options
+        )
     except (OSError, ValueError, RuntimeError) as error:
         say(f"cannot load the model {model or 'ave-clip-tiny'}: {error}")
         raise typer.Exit(1) from None
