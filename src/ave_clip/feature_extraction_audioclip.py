@@ -179,7 +179,9 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
         """Split the input into clips of shape `(num_samples,)` or `(channels, num_samples)`."""
         if isinstance(raw_speech, torch.Tensor):
             raw_speech = raw_speech.detach().cpu().numpy()
-        if isinstance(raw_speech, np.ndarray):
+        if np.isscalar(raw_speech):
+            clips = [np.asarray(raw_speech)]
+        elif isinstance(raw_speech, np.ndarray):
             clips = list(raw_speech) if raw_speech.ndim == 3 else [raw_speech]
         elif len(raw_speech) and np.isscalar(raw_speech[0]):
             clips = [np.asarray(raw_speech)]

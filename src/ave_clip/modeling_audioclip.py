@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_audioclip import AudioCLIPConfig
+from .modeling_base import AlignedPreTrainedModel
 from .modeling_clip_resnet import AudioCLIPVisionModel, AudioCLIPVisionOutput
 from .modeling_esresnext import AudioCLIPAudioModel, AudioCLIPAudioOutput
 
@@ -113,7 +114,7 @@ def _normalize(embeds: torch.Tensor) -> torch.Tensor:
     return embeds / embeds.norm(dim=-1, keepdim=True)
 
 
-class AudioCLIPModel(PreTrainedModel):
+class AudioCLIPModel(AlignedPreTrainedModel):
     """
     AudioCLIP: CLIP's ResNet-50 and text transformer, and ESResNeXt for audio.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,6 +17,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_audioclip import AudioCLIPVisionConfig
+from .modeling_base import AlignedPreTrainedModel
 
 FEATURE_TYPES = ("pooled", "dense", "layer4")
 
@@ -145,7 +145,7 @@ class AudioCLIPAttentionPool(nn.Module):
         return tokens.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
-class AudioCLIPVisionModel(PreTrainedModel):
+class AudioCLIPVisionModel(AlignedPreTrainedModel):
     """
     CLIP's modified ResNet with attention pool.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
@@ -19,6 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_audioclip import AudioCLIPAudioConfig
+from .modeling_base import AlignedPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -299,7 +299,7 @@ class AudioCLIPAudioStageGate(AudioCLIPAudioGate):
     """Gate of a stage; a class of its own so that its output can be recorded as a hidden state."""
 
 
-class AudioCLIPAudioModel(PreTrainedModel):
+class AudioCLIPAudioModel(AlignedPreTrainedModel):
     """
     ESResNeXt-50 on a learned fbsp spectrogram.
 
