@@ -159,6 +159,12 @@ def test_a_missing_or_empty_video_is_reported(ave, heard):
         "test": [4, 2],
     }
     assert "These rows are left out" in messages(heard)
+    heard.clear()
+    assert "strings____G (row 8): missing" in load_ave(ave.root, split="test", on_missing="skip").info.description
+    assert "These rows are left out" in messages(heard)  # also where the rows come from the cache
+    heard.clear()
+    list(load_ave(ave.root, split="test", on_missing="skip", streaming=True))
+    assert "These rows are left out" in messages(heard)
 
 
 def test_unreadable_videos_are_found_on_request(ave, recordings):
@@ -269,6 +275,12 @@ def test_the_cross_modality_split_is_taken_from_its_files_with_a_warning(ave, he
     splits = load_ave(ave.root, name="cross_modality")
     assert list(splits["train"]["row"]) == [0, 7, 4, 6]
     assert "holds 2 of the 3 test rows of the supervised task" in messages(heard)
+    heard.clear()
+    load_ave(ave.root, name="cross_modality")
+    assert "holds 2 of the 3 test rows of the supervised task" in messages(heard)
+    for name in ("train", "val", "test"):
+        (ave.root / f"{name}Set.txt").unlink()
+    assert list(load_ave(ave.root, split="test", name="cross_modality")["row"]) == [2, 3]
 
 
 def test_the_cross_modality_split_needs_its_files(ave):

@@ -86,6 +86,8 @@ def test_categories_come_from_the_argument_or_the_file_beside(own):
     assert load_videos(own, split="train", categories=["Bark", "Whine", "Cat"])[0]["labels"] == [0, 0, 1]
     with pytest.raises(AnnotationError, match=r"events\.csv, line 3: 'dogs/-one\.mp4': Got the category 'Whine'"):
         load_videos(own, categories=["Bark", "Wine"])
+    with pytest.raises(AnnotationError, match="categories, line 3: the category 'Bark' stands in line 1 already"):
+        load_videos(own, categories=["Bark", "Whine", "Bark"])
     with pytest.raises(ValueError, match="wanted a list of names"):
         load_videos(own, categories="Bark")
 

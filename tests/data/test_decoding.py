@@ -156,7 +156,7 @@ def test_paths_stay_paths_and_everything_else_becomes_a_named_file(clips, tmp_pa
         assert file.name == name
     with pytest.raises(ValueError, match="neither a path nor bytes"):
         open_video({"path": None, "bytes": None})
-    with pytest.raises(ValueError, match=r"has no member 'AVE/no\.mp4'"):
+    with pytest.raises(VideoReadError, match=r"The video 'AVE/no\.mp4' in .*clips\.zip cannot be read"):
         open_video(f"zip://AVE/no.mp4::{archive}")
 
 

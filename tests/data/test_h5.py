@@ -89,6 +89,12 @@ def test_without_background_samples_the_weak_setting_does_without(features):
         load_ave_features(features.root, name="weak")
 
 
+def test_the_cross_modality_split_is_taken_from_its_files(features):
+    write_orders(features.root, {"train": [0, 7], "test": [2, 3]}, suffix="_match")
+    splits = load_ave_features(features.root, name="cross_modality")
+    assert {split: [row["row"] for row in part] for split, part in splits.items()} == {"train": [0, 7], "test": [2, 3]}
+
+
 def test_label_files_that_agree_are_silent_and_others_are_reported_by_row(features):
     source = read_source(features.root)
     labels = np.array([source.labels(row, 10) for row in range(NUM_ROWS)])

@@ -67,6 +67,15 @@ def test_a_zip_with_a_symbolic_link_is_refused(ave, tmp_path):
         open_storage(path)
 
 
+def test_an_encrypted_zip_is_refused(ave, tmp_path):
+    path = ave.zip(tmp_path / "AVE.zip")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory's first entry
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is encrypted"):
+        open_storage(path)
+
+
 def test_a_file_that_is_no_zip_is_refused(ave, tmp_path):
     with pytest.raises(ValueError, match="is not a readable zip file"):
         open_storage(ave.annotations)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .categories import BACKGROUND_LABEL, category_index
 
 HEADER = ("Category", "VideoID", "Quality", "StartTime", "EndTime")
+AVE_CLIP_SECONDS = 10  # every clip of AVE, and so the number of its labels
 IGNORED_LABEL = -100  # of a segment whose truth is withheld or unknown; losses and metrics leave it out
 _TOLERANCE = 1e-6  # seconds; times come from decimal text
 

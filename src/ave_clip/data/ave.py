@@ -12,11 +12,10 @@ from typing import Any
 
 import datasets
 
-from .annotations import IGNORED_LABEL
-from .builder import EventBuilder, EventConfig, Example, event_features, load_events
+from .annotations import AVE_CLIP_SECONDS, IGNORED_LABEL
+from .builder import EventBuilder, EventConfig, Example, LoadedDataset, as_text, event_features, load_events
 from .decoding import VideoProblem, find_problems
 from .source import (
-    CATEGORIES_FILE,
     CONFIGURATIONS,
     MATCH_ORDER_FILES,
     ORDER_FILES,
@@ -25,8 +24,9 @@ from .source import (
     read_annotations,
     read_categories,
     read_source,
+    warn_of_test_rows,
 )
-from .storage import ANNOTATIONS_FILE, VIDEO_FOLDER, VideoFile, fingerprint, open_storage
+from .storage import ANNOTATIONS_FILE, CATEGORIES_FILE, VIDEO_FOLDER, VideoFile, fingerprint, open_storage
 
 
 @dataclass
@@ -40,7 +40,7 @@ class AVEConfig(EventConfig):
             the same rule; they join the train split.
     """
 
-    num_segments: int = 10
+    num_segments: int = AVE_CLIP_SECONDS
     video_folder: str = VIDEO_FOLDER
     background_folder: str | None = None
 
@@ -73,9 +73,12 @@ class AVE(EventBuilder):
     DEFAULT_CONFIG_NAME = "full"
 
     def _info(self) -> datasets.DatasetInfo:
-        categories = read_categories(open_storage(self.config.data_dir))
-        features = event_features(categories, video_level=self.config.name == "weak")
-        return datasets.DatasetInfo(description=self.config.description, features=features)
+        config = self.config
+        if config.name == "cross_modality":
+            warn_of_test_rows(read_source(config.data_dir, config.num_segments, cross_modality=True))
+        categories = read_categories(open_storage(config.data_dir))
+        features = event_features(categories, video_level=config.name == "weak")
+        return datasets.DatasetInfo(description=config.description, features=features)
 
     def read_examples(self) -> dict[str, list[Example]]:
         """Examples of each split, in the split's order."""
@@ -100,13 +103,13 @@ def load_ave(
     streaming: bool = False,
     *,
     name: str = "full",
-    num_segments: int = 10,
+    num_segments: int = AVE_CLIP_SECONDS,
     on_missing: str = "raise",
     probe_videos: bool = False,
     video_folder: str | os.PathLike = VIDEO_FOLDER,
     background_folder: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
-) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
+) -> LoadedDataset:
     """Load AVE, or a data set in its layout, from an unpacked folder or a zip.
 
     The splits come from `trainSet.txt`, `valSet.txt` and `testSet.txt`, else from `train_order.h5` and its siblings;
@@ -140,19 +143,18 @@ def load_ave(
         ValueError: if the annotation files cannot be used; the message names file and line.
 
     Example:
-        >>> test = load_ave("AVE_Dataset.zip", split="test")  # doctest: +SKIP
-        >>> test[0]["labels"]  # doctest: +SKIP
+        >>> load_ave("AVE_Dataset.zip", split="test")[0]["labels"]  # doctest: +SKIP
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     """
     builder = AVE(
         config_name=name,
-        data_dir=os.fspath(data_dir),
-        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+        data_dir=as_text(data_dir),
+        cache_dir=as_text(cache_dir),
         num_segments=num_segments,
         on_missing=on_missing,
         probe_videos=probe_videos,
-        video_folder=os.fspath(video_folder),
-        background_folder=None if background_folder is None else os.fspath(background_folder),
+        video_folder=as_text(video_folder),
+        background_folder=as_text(background_folder),
     )
     return load_events(builder, split, streaming)
 

@@ -5,6 +5,7 @@ the videos are there, marks videos that come twice, and writes or streams the ro
 """
 
 import itertools
+import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -25,6 +26,7 @@ DATA_VERSION = "1.0.0"  # raise it whenever the same files give other rows: cach
 NUM_STREAMING_SHARDS = 48
 
 Example = dict[str, Any]
+LoadedDataset = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
 
 
 class MissingVideoError(ValueError):
@@ -118,8 +120,14 @@ class EventBuilder(datasets.GeneratorBasedBuilder, ABC):
         `None`, says why the video cannot be used.
         """
 
+    @property
+    def report(self) -> str:
+        """Which rows are left out; empty if none are. Kept with the built rows, at the end of their description."""
+        return self.info.description.removeprefix(self.config.description or "").strip()
+
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        examples = drop_problems(self.read_examples(), self.config.on_missing, self.config.probe_videos)
+        examples, report = drop_problems(self.read_examples(), self.config.on_missing, self.config.probe_videos)
+        self.info.description = f"{self.config.description or ''} {report}".strip()
         if not any(examples.values()):
             raise ValueError(f"No row of {self.config.data_dir or 'the annotations'} has a video that can be read.")
         mark_repeated_videos(examples)
@@ -134,15 +142,22 @@ class EventBuilder(datasets.GeneratorBasedBuilder, ABC):
             yield example["row"], example
 
 
-def load_events(
-    builder: EventBuilder, split: str | None, streaming: bool
-) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
+def load_events(builder: EventBuilder, split: str | None, streaming: bool) -> LoadedDataset:
     """Build, unless the cache has it, and open a data set; `split` "val" stands for "validation"."""
     split = None if split is None else re.sub(r"\bval\b", "validation", str(split))
     if streaming:
-        return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+        dataset = builder.as_streaming_dataset(split=split)
+    else:
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split=split)
+    if builder.report:
+        logger.warning(builder.report)
+    return dataset
+
+
+def as_text(path: str | os.PathLike | None) -> str | None:
+    """A path as the settings of a builder hold it."""
+    return None if path is None else os.fspath(path)
 
 
 def mark_repeated_videos(examples: Mapping[str, Sequence[Example]]) -> None:
@@ -163,26 +178,25 @@ def mark_repeated_videos(examples: Mapping[str, Sequence[Example]]) -> None:
 
 def drop_problems(
     examples: Mapping[str, Sequence[Example]], on_missing: str, probe_videos: bool
-) -> dict[str, list[Example]]:
-    """The examples whose video can be read, `video` now its path; the others are reported.
+) -> tuple[dict[str, list[Example]], str]:
+    """The examples whose video can be read, `video` now its path, and a report of the others, empty without any.
 
     Raises:
         MissingVideoError: if there are others and `on_missing` is "raise".
     """
     problems = find_problems(itertools.chain.from_iterable(examples.values()), probe_videos)
-    if problems:
-        report = _describe(problems, sum(map(len, examples.values())))
-        if on_missing == "raise":
-            message = f'{report} Mend them, or pass on_missing="skip" to do without these rows.'
-            raise MissingVideoError(message, problems)
-        logger.warning(f"{report} These rows are left out.")
+    report = _describe(problems, sum(map(len, examples.values()))) if problems else ""
+    if problems and on_missing == "raise":
+        message = f'{report} Mend them, or pass on_missing="skip" to do without these rows.'
+        raise MissingVideoError(message, problems)
     lost = {problem.row for problem in problems}
     for example in itertools.chain.from_iterable(examples.values()):
         example.pop("problem", None)
-    return {
+    kept = {
         split: [{**example, "video": example["video"].path} for example in rows if example["row"] not in lost]
         for split, rows in examples.items()
     }
+    return kept, f"{report} These rows are left out." if report else ""
 
 
 def _describe(problems: Sequence[VideoProblem], num_rows: int) -> str:

@@ -55,13 +55,14 @@ def _segment_mask(row: Mapping[str, Any], name: str) -> torch.Tensor:
     """Which segments a clip has: those of its file, and every labelled one."""
     num_labels = len(row["labels"])
     present = torch.as_tensor(row.get("segment_mask", torch.ones(len(row[name]), dtype=torch.bool))).bool()
-    mask = _fit(present, max(len(present), num_labels))
-    mask[:num_labels] = True
-    return mask
+    length = max(len(present), num_labels)
+    return _fit(present, length) | (torch.arange(length) < num_labels)
 
 
 def _fit(values: torch.Tensor, length: int, padding: int = 0) -> torch.Tensor:
-    """Cut or fill a tensor along its first axis."""
+    """Cut or fill a tensor along its first axis; no copy where it fits."""
     values = values[:length]
+    if len(values) == length:
+        return values
     missing = values.new_full((length - len(values), *values.shape[1:]), padding)
     return torch.cat([values, missing])

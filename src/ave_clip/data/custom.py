@@ -15,12 +15,11 @@ import datasets
 from ..segments import num_segments_for
 from .annotations import AnnotationError, LabelledSpan, label_segments, parse_categories
 from .benchmarks import read_ov_avebench, read_unav100
-from .builder import EventBuilder, EventConfig, Example, event_features, load_events
+from .builder import EventBuilder, EventConfig, Example, LoadedDataset, as_text, event_features, load_events
 from .categories import background_index, category_index
-from .storage import VideoFile, fingerprint, list_videos_below, stat_video
+from .storage import CATEGORIES_FILE, VideoFile, fingerprint, list_videos_below, stat_video
 from .video_tables import VideoAnnotation, check_overlaps, check_span, read_video_table
 
-CATEGORIES_FILE = "categories.txt"
 CONFIGURATIONS = {
     "table": "A CSV, TSV or JSONL file of path, label, start and end.",
     "unav100": "UnAV-100: untrimmed videos with overlapping events.",
@@ -55,7 +54,7 @@ class EventVideosConfig(EventConfig):
             raise ValueError(f'Got overlap={self.overlap!r}, wanted "raise" or "longest".')
         annotations = _file(self.annotations)
         paths = [annotations, annotations.parent / CATEGORIES_FILE, *([_file(self.meta)] if self.meta else [])]
-        contents = {path.name: path.read_bytes() if path.is_file() else None for path in paths}
+        contents = {str(path): path.read_bytes() if path.is_file() else None for path in paths}
         videos, _ = read_annotations(self)
         found = find_videos(self, videos)
         return fingerprint(str(annotations), contents, {name: video for name, video in found.items() if video})
@@ -96,7 +95,7 @@ def load_videos(
     on_missing: str = "raise",
     probe_videos: bool = False,
     cache_dir: str | os.PathLike | None = None,
-) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
+) -> LoadedDataset:
     """Load videos of one's own from a CSV, TSV or JSONL file of `path, label, start, end`.
 
     Args:
@@ -121,9 +120,9 @@ def load_videos(
     """
     builder = EventVideos(
         config_name="table",
-        cache_dir=_text(cache_dir),
-        annotations=_text(annotations),
-        video_dir=_text(video_dir),
+        cache_dir=as_text(cache_dir),
+        annotations=as_text(annotations),
+        video_dir=as_text(video_dir),
         categories=_names(categories),
         segment_seconds=segment_seconds,
         overlap=overlap,
@@ -143,7 +142,7 @@ def load_unav100(
     segment_seconds: float = 1.0,
     on_missing: str = "raise",
     cache_dir: str | os.PathLike | None = None,
-) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
+) -> LoadedDataset:
     """Load UnAV-100 from `unav100_annotations.json` and a folder of videos named by id.
 
     Events overlap there: `events` has all of them, in `labels` the class that covers most of a segment has it.
@@ -159,9 +158,9 @@ def load_unav100(
     """
     builder = EventVideos(
         config_name="unav100",
-        cache_dir=_text(cache_dir),
-        annotations=_text(annotations),
-        video_dir=_text(video_dir),
+        cache_dir=as_text(cache_dir),
+        annotations=as_text(annotations),
+        video_dir=as_text(video_dir),
         categories=_names(categories),
         segment_seconds=segment_seconds,
         overlap="longest",
@@ -179,7 +178,7 @@ def load_ov_avebench(
     *,
     on_missing: str = "raise",
     cache_dir: str | os.PathLike | None = None,
-) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
+) -> LoadedDataset:
     """Load OV-AVEBench from `ovave_dataset_meta.csv`, `ovavel_dataset_anno.json` and a folder of videos named by id.
 
     Args:
@@ -193,10 +192,10 @@ def load_ov_avebench(
     """
     builder = EventVideos(
         config_name="ov_avebench",
-        cache_dir=_text(cache_dir),
-        annotations=_text(annotations),
-        meta=_text(meta),
-        video_dir=_text(video_dir),
+        cache_dir=as_text(cache_dir),
+        annotations=as_text(annotations),
+        meta=as_text(meta),
+        video_dir=as_text(video_dir),
         on_missing=on_missing,
     )
     return load_events(builder, split, streaming)
@@ -228,7 +227,7 @@ def find_videos(config: EventVideosConfig, videos: Sequence[VideoAnnotation]) ->
     """The file of each video by its name: a path for a table, an id for the benchmarks; `None` where there is none."""
     if config.name == "table":
         base = Path(config.video_dir or _file(config.annotations).parent).expanduser().absolute()
-        return {video.name: stat_video(base / video.name) for video in videos}
+        return {video.name: stat_video(os.path.normpath(base / video.name)) for video in videos}
     if config.video_dir is None:
         raise ValueError(f"{config.name} needs video_dir: the folder of the videos.")
     found = list_videos_below(config.video_dir)
@@ -324,11 +323,7 @@ def _file(path: str | None) -> Path:
     return file
 
 
-def _text(path: str | os.PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
 def _names(categories: Sequence[str] | None) -> tuple[str, ...] | None:
     if isinstance(categories, str):
         raise ValueError(f"Got categories={categories!r}, wanted a list of names.")
-    return None if categories is None else tuple(categories)
+    return None if categories is None else parse_categories("\n".join(categories).encode(), "categories")

@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -45,7 +46,8 @@ def open_video(video: str | Mapping[str, Any]) -> str | BinaryIO:
         (such as `hf://`) and embedded videos are.
 
     Raises:
-        ValueError: if the row has neither, or the zip has no such member.
+        VideoReadError: if the zip has no such member, or a damaged one.
+        ValueError: if the row has neither path nor bytes.
     """
     path, content = (video, None) if isinstance(video, str) else (video.get("path"), video.get("bytes"))
     if content is not None:
@@ -156,11 +158,12 @@ def decode_videos(
         **options: Passed on to the processor, such as `num_frames_per_segment`.
 
     Returns:
-        The same kind of data set. Its rows hold the processor's tensors instead of `video`.
+        The same kind of data set. Its rows hold the processor's tensors instead of `video`. To read labels alone take
+        `select_columns` first, or the data set this one was made of: `datasets` applies a transform to whole rows.
 
     Example:
         >>> train = decode_videos(load_ave("AVE_Dataset.zip", split="train"), processor)  # doctest: +SKIP
-        >>> loader = DataLoader(train, batch_size=8, num_workers=4, collate_fn=collate_clips)  # doctest: +SKIP
+        >>> loader = DataLoader(train, batch_size=8, num_workers=4, collate_fn=collate_rows)  # doctest: +SKIP
     """
     if isinstance(dataset, dict):
         return type(dataset)(
@@ -186,17 +189,21 @@ def _keep_undecoded(dataset: Any) -> Any:
 
 
 def _read_member(archive: str, member: str) -> bytes:
+    from ..video_io import VideoReadError
+
     try:
-        return _open_archive(archive, os.getpid()).read(member)
-    except KeyError as error:
-        raise ValueError(
-            f"{archive} has no member {member!r}. Has the archive been replaced? Load it again."
-        ) from error
+        return _open_archive(archive, os.stat(archive).st_mtime_ns, os.getpid()).read(member)
+    except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        message = f"The video {member!r} in {archive} cannot be read ({error}). Load the data set again if it changed."
+        raise VideoReadError(message) from error
 
 
 @functools.lru_cache(maxsize=4)
-def _open_archive(archive: str, process_id: int) -> zipfile.ZipFile:
-    """An open zip, one for each process: forked workers that shared one would move each other's file position."""
+def _open_archive(archive: str, modified: int, process_id: int) -> zipfile.ZipFile:
+    """An open zip, for a file as it is now and for each process: forked workers would share a file position.
+
+    Reading the directory of AVE's zip anew takes a hundred times as long as reading a video from it.
+    """
     return zipfile.ZipFile(archive)
 
 

@@ -7,7 +7,7 @@ rebuilt from the annotations; label tables are only compared with them.
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import logging
 
-from .annotations import IGNORED_LABEL
+from .annotations import AVE_CLIP_SECONDS, IGNORED_LABEL
 
 if TYPE_CHECKING:
     from .source import AVESource
@@ -139,7 +139,7 @@ def load_ave_features(
     *,
     name: str = "full",
     annotations_dir: str | os.PathLike | None = None,
-    num_segments: int = 10,
+    num_segments: int = AVE_CLIP_SECONDS,
     audio_file: str = AUDIO_FILE,
     visual_file: str = VISUAL_FILE,
 ) -> AVEFeatures | dict[str, AVEFeatures]:
@@ -165,12 +165,14 @@ def load_ave_features(
         H5FileError: if a file is damaged, or its shape does not fit the annotations.
         ValueError: if the annotation files cannot be used, or there is no such split.
     """
-    from .source import CONFIGURATIONS, read_source
+    from .source import CONFIGURATIONS, read_source, warn_of_test_rows
 
     if name not in CONFIGURATIONS:
         raise ValueError(f"Got name={name!r}, wanted one of {list(CONFIGURATIONS)}.")
     folder = Path(features_dir)
     source = read_source(annotations_dir or folder, num_segments, name == "cross_modality")
+    if name == "cross_modality":
+        warn_of_test_rows(source)
     shape = (len(source.annotations), num_segments)
     audio, visual = _open_features(folder, audio_file, shape), _open_features(folder, visual_file, shape)
     differences = compare_label_files(folder, source, num_segments)
@@ -178,16 +180,11 @@ def load_ave_features(
     if name == "weak":
         rows.setdefault("train", []).extend(_noisy_rows(folder, source, audio, visual, num_segments))
     splits = {key: AVEFeatures(members, source.categories, differences) for key, members in rows.items() if members}
-    if split is None:
-        return splits
-    split = "validation" if split == "val" else split
-    if split not in splits:
-        raise ValueError(f"Got split={split!r}, wanted one of {list(splits)}.")
-    return splits[split]
+    return splits if split is None else _pick_split(splits, split)
 
 
 def compare_label_files(
-    folder: str | os.PathLike, source: "AVESource", num_segments: int = 10
+    folder: str | os.PathLike, source: "AVESource", num_segments: int = AVE_CLIP_SECONDS
 ) -> dict[str, list[int]]:
     """Compare the label files of a folder with the labels rebuilt from the annotations, which count as the truth.
 
@@ -204,11 +201,11 @@ def compare_label_files(
         H5FileError: if a file is damaged or has another shape.
     """
     differences = {}
-    for name, wanted in _expected_tables(source, num_segments).items():
+    for name, make_table in _expected_tables(source, num_segments).items():
         path = Path(folder) / name
         if not path.is_file():
             continue
-        table = H5Array(path)
+        table, wanted = H5Array(path), make_table()
         if table.shape != wanted.shape:
             raise H5FileError(f"{path} has the shape {table.shape}, wanted {wanted.shape}.")
         differs = (table.read_all() != wanted).reshape(len(wanted), -1).any(axis=1)
@@ -242,6 +239,13 @@ def read_order(data: bytes, num_rows: int) -> list[int]:
         repeated = next(row for row in rows if rows.count(row) > 1)
         raise H5FileError(f"row {repeated} comes {rows.count(repeated)} times.")
     return rows
+
+
+def _pick_split(splits: dict[str, AVEFeatures], split: str) -> AVEFeatures:
+    split = "validation" if split == "val" else split
+    if split not in splits:
+        raise ValueError(f"Got split={split!r}, wanted one of {list(splits)}.")
+    return splits[split]
 
 
 def _open_features(folder: Path, name: str, shape: tuple[int, int]) -> H5Array:
@@ -296,15 +300,16 @@ def _noisy_rows(
     ]
 
 
-def _expected_tables(source: "AVESource", num_segments: int) -> Mapping[str, np.ndarray]:
+def _expected_tables(source: "AVESource", num_segments: int) -> dict[str, Callable[[], np.ndarray]]:
+    """The label files as the annotations say they should be, each made when it is asked for."""
     labels = np.array([source.labels(row, num_segments) for row in range(len(source.annotations))])
     categories = np.array([source.category(row) for row in range(len(source.annotations))])
-    one_hot = np.eye(source.background + 1)
+    one_hot = np.eye(source.background + 1, dtype=np.float32)
     return {
-        "labels.h5": one_hot[labels],  # (N, T, C)
-        "right_labels.h5": one_hot[labels],
-        "mil_labels.h5": one_hot[categories],  # (N, C), background never set
-        "labels_closs.h5": (labels != source.background).astype(float),  # (N, T)
+        "labels.h5": lambda: one_hot[labels],  # (N, T, C)
+        "right_labels.h5": lambda: one_hot[labels],
+        "mil_labels.h5": lambda: one_hot[categories],  # (N, C), background never set
+        "labels_closs.h5": lambda: (labels != source.background).astype(np.float32),  # (N, T)
     }
 
 

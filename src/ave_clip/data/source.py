@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers.utils import logging
 
 from .annotations import (
+    AVE_CLIP_SECONDS,
     Annotation,
     AnnotationError,
     LabelledSpan,
@@ -19,11 +20,10 @@ from .annotations import (
 from .categories import AVE_CATEGORIES, background_index
 from .h5 import read_order
 from .official_split import official_split
-from .storage import ANNOTATIONS_FILE, FolderStorage, ZipStorage, open_storage
+from .storage import ANNOTATIONS_FILE, CATEGORIES_FILE, FolderStorage, ZipStorage, open_storage
 
 logger = logging.get_logger(__name__)
 
-CATEGORIES_FILE = "categories.txt"
 SPLIT_FILES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
 ORDER_FILES = {"train": "train_order.h5", "validation": "val_order.h5", "test": "test_order.h5"}
 MATCH_ORDER_FILES = {
@@ -75,7 +75,9 @@ class AVESource:
         return label_segments(self.events(row), num_segments, self.background)
 
 
-def read_source(data_dir: str | os.PathLike, num_segments: int = 10, cross_modality: bool = False) -> AVESource:
+def read_source(
+    data_dir: str | os.PathLike, num_segments: int = AVE_CLIP_SECONDS, cross_modality: bool = False
+) -> AVESource:
     """Read the label side of a data set: categories, rows and splits, without looking at a video.
 
     Args:
@@ -106,13 +108,7 @@ def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annot
         ValueError: if there is none of these.
         AnnotationError: if a split names a row that does not exist, or two splits share one.
     """
-    files = _read_all(storage, SPLIT_FILES)
-    if files:
-        splits = {
-            split: match_split(data, annotations, storage.locate(SPLIT_FILES[split])) for split, data in files.items()
-        }
-    else:
-        splits = _read_orders(storage, ORDER_FILES, len(annotations)) or official_split(annotations)
+    splits = _supervised_splits(storage, annotations)
     if not splits:
         wanted = ", ".join([*SPLIT_FILES.values(), *ORDER_FILES.values()])
         raise ValueError(f"{storage.name} says nothing about splits, and its rows are not AVE's. Wanted: {wanted}.")
@@ -121,7 +117,7 @@ def read_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annot
 
 
 def read_match_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
-    """Row numbers of each split of the cross-modality task, with a warning about supervised test rows in training.
+    """Row numbers of each split of the cross-modality task.
 
     Raises:
         ValueError: if there is no `_match` order file.
@@ -132,13 +128,17 @@ def read_match_splits(storage: FolderStorage | ZipStorage, annotations: Sequence
         wanted = ", ".join(MATCH_ORDER_FILES.values())
         raise ValueError(f"{storage.name} has no split of the cross-modality task. Wanted: {wanted}.")
     check_disjoint(splits, storage.name)
-    held_out = set(read_splits(storage, annotations).get("test", ()))
-    shared = len(held_out & set(splits.get("train", ())))
+    return splits
+
+
+def warn_of_test_rows(source: AVESource) -> None:
+    """Warn that the train split of the cross-modality task holds test rows of the supervised task."""
+    held_out = set(_supervised_splits(source.storage, source.annotations).get("test", ()))
+    shared = len(held_out & set(source.splits.get("train", ())))
     logger.warning(
         f"The train split of the cross-modality task holds {shared} of the {len(held_out)} test rows of the "
         "supervised task. Do not report supervised accuracy with a model trained on it."
     )
-    return splits
 
 
 def read_annotations(
@@ -151,6 +151,15 @@ def read_annotations(
     """
     data = storage.read(ANNOTATIONS_FILE) or b""
     return parse_annotations(data, categories, num_segments, storage.locate(ANNOTATIONS_FILE))
+
+
+def _supervised_splits(storage: FolderStorage | ZipStorage, annotations: Sequence[Annotation]) -> dict[str, list[int]]:
+    files = _read_all(storage, SPLIT_FILES)
+    if files:
+        return {
+            split: match_split(data, annotations, storage.locate(SPLIT_FILES[split])) for split, data in files.items()
+        }
+    return _read_orders(storage, ORDER_FILES, len(annotations)) or official_split(annotations) or {}
 
 
 def _read_all(storage: FolderStorage | ZipStorage, files: Mapping[str, str]) -> dict[str, bytes]:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ANNOTATIONS_FILE = "Annotations.txt"
+CATEGORIES_FILE = "categories.txt"
 VIDEO_FOLDER = "AVE"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+
+_ENCRYPTED = 1  # bit of a zip member's flags
 
 
 @dataclass(frozen=True)
@@ -195,3 +198,5 @@ def _check_member(info: zipfile.ZipInfo, archive: str) -> None:
     if is_link or name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
         what = "is a symbolic link" if is_link else "would leave the folder it is unpacked in"
         raise ValueError(f"{archive}: the member {name!r} {what}. Get the archive from a source you trust.")
+    if info.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{archive}: the member {name!r} is encrypted. Unpack the archive and give the folder.")
