@@ -1,6 +1,7 @@
 import datasets
 import pytest
 import torch
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from ave_clip.data import ClipAugmentation, collate_rows, decode_videos, load_ave, open_video, to_parquet
@@ -95,6 +96,17 @@ def test_each_clip_is_processed_once_and_labels_alone_decode_nothing(clips, proc
     assert counting.num_videos == 0
     assert len(train[:2]["labels"]) == 2
     assert counting.num_videos == 2
+
+
+def test_each_node_and_worker_decodes_only_its_own_rows(clips, processor):
+    stream = load_ave(clips.root, split="train+test", num_segments=3, streaming=True)
+    seen = []
+    for rank in range(2):
+        counting = CountingProcessor(processor)
+        node = split_dataset_by_node(decode_videos(stream, counting), rank, 2)
+        seen += [row["row"] for row in node]
+        assert counting.num_videos == 2
+    assert sorted(seen) == [0, 1, 2, 3]
 
 
 def test_options_go_to_the_processor(clips, processor):

@@ -69,6 +69,8 @@ def test_a_streamed_data_set_and_a_single_split_are_exported_too(ave, tmp_path, 
     back = load_dataset(str(single))
     assert list(back) == ["test"]
     assert rows_of(back["test"]) == rows_of(source["test"])
+    part = EXPORTS[form](load_ave(ave.root, split="test[:2]+train[:1]"), tmp_path / "part")
+    assert [len(rows) for rows in load_dataset(str(part)).values()] == [3]
 
 
 def test_a_video_that_several_rows_show_is_written_once(ave, tmp_path):

@@ -6,11 +6,12 @@ package, and `huggingface_hub.upload_folder` puts it on the Hub as it is.
 
 import contextlib
 import io
+import itertools
 import json
 import os
+import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,7 +124,8 @@ def to_webdataset(
 def _splits(dataset: "datasets.Dataset | datasets.DatasetDict") -> dict[str, "datasets.Dataset"]:
     if isinstance(dataset, dict):
         return dict(dataset)
-    return {str(dataset.split or "train").split("[")[0]: dataset}
+    name = re.match(r"\w+", str(dataset.split or "train"))  # a slice or sum of splits goes by the first one's name
+    return {name.group() if name else "train": dataset}
 
 
 @contextlib.contextmanager
@@ -133,21 +135,15 @@ def _new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder. Delete it, or write to another one.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    folder.mkdir()
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())
         if target.exists():
             target.rmdir()
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_split_folder(folder: Path, rows: "datasets.Dataset") -> None:
@@ -175,19 +171,10 @@ def _write_parquet(path: Path, rows: Iterable[tuple[Row, bytes]], features: data
     import pyarrow.parquet
 
     features = datasets.Features({**features, "video": datasets.Video(decode=False)})
-    group: list[Row] = []
+    embedded = ({**row, "video": {"bytes": content, "path": _file_name(row)}} for row, content in rows)
     with pyarrow.parquet.ParquetWriter(path, features.arrow_schema) as writer:
-
-        def flush() -> None:
+        while group := list(itertools.islice(embedded, ROWS_PER_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=features.arrow_schema))
-            group.clear()
-
-        for row, content in rows:
-            group.append({**row, "video": {"bytes": content, "path": _file_name(row)}})
-            if len(group) == ROWS_PER_GROUP:
-                flush()
-        if group:
-            flush()
     return path
 
 
