@@ -148,7 +148,7 @@ def train_epoch(args, accelerator: Accelerator, model, optimizer, scheduler, loa
         )
         audio, image = gather_with_gradient(output.audio_embeds), gather_with_gradient(output.image_embeds)
         ids = [gather_with_gradient(batch[name]) for name in ("class_ids", "video_ids")]
-        scale = accelerator.unwrap_model(model).logit_scale_ai.exp().clamp(1, 100)
+        scale = temperature(accelerator, model)
         loss = audio_image_contrastive_loss(audio, image, scale, *ids, mask=args.false_negative_mask)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(clipped_parameters(model), args.max_grad_norm)
@@ -162,17 +162,27 @@ def train_epoch(args, accelerator: Accelerator, model, optimizer, scheduler, loa
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model, loader: DataLoader, video_processor) -> dict[str, float]:
-    """Retrieval between the sounds and pictures of different validation videos."""
+def evaluate(args, accelerator: Accelerator, model, loader: DataLoader, video_processor) -> dict[str, float]:
+    """Retrieval between the sounds and pictures of different validation videos, and the loss over all of them."""
     model.eval()
     gathered = []
     for batch in loader:
         output = model(
             pixel_values=normalize_frames(batch["frames"], video_processor), input_values=batch["input_values"]
         )
-        gathered.append(accelerator.gather_for_metrics((output.audio_embeds, output.image_embeds, batch["class_ids"])))
-    audio, image, class_ids = (torch.cat(parts).float().cpu().numpy() for parts in zip(*gathered))
-    return retrieval_metrics(audio, image, class_ids)
+        results = (output.audio_embeds, output.image_embeds, batch["class_ids"], batch["video_ids"])
+        gathered.append(accelerator.gather_for_metrics(results))
+    audio, image, class_ids, video_ids = (torch.cat(parts).cpu() for parts in zip(*gathered))
+    scale = temperature(accelerator, model).cpu()
+    mask = args.false_negative_mask
+    loss = audio_image_contrastive_loss(audio, image, scale, class_ids, video_ids, mask=mask)
+    metrics = retrieval_metrics(audio.float().numpy(), image.float().numpy(), class_ids.numpy())
+    return {"validation_loss": loss.item(), **metrics}
+
+
+def temperature(accelerator: Accelerator, model) -> torch.Tensor:
+    """The factor of the similarities, as AudioCLIP bounds it."""
+    return accelerator.unwrap_model(model).logit_scale_ai.exp().clamp(1, 100)
 
 
 def selection_score(metrics: dict[str, float], false_negative_mask: str) -> float:
@@ -197,11 +207,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     history, started = [], time.perf_counter()
     for epoch in range(args.num_epochs):
         loss = train_epoch(args, accelerator, model, optimizer, scheduler, loaders["train"], processor.video_processor)
-        metrics = evaluate(accelerator, model, loaders["validation"], processor.video_processor)
+        metrics = evaluate(args, accelerator, model, loaders["validation"], processor.video_processor)
         score = selection_score(metrics, args.false_negative_mask)
         history.append({"epoch": epoch, "loss": loss, "score": score, **metrics})
         logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, score, time.perf_counter() - started)
-        best = max(history, key=lambda record: record["score"])
+        best = max(history, key=lambda record: (record["score"], -record["validation_loss"]))
         if best["epoch"] == epoch:
             save(args.output_dir, accelerator, model, feature_extractor)
         elif epoch - best["epoch"] >= args.patience:
