@@ -1,7 +1,7 @@
 import contextlib
+import gc
 import http.server
 import io
-import logging
 import os
 import threading
 import tracemalloc
@@ -48,17 +48,6 @@ def numbers(video: video_io.VideoClip) -> list[list[int]]:
 
 def heard(video: video_io.VideoClip) -> list[float]:
     return click_times(video.waveforms.reshape(-1), video.sampling_rate)
-
-
-@contextlib.contextmanager
-def warnings_of(caplog):
-    """Records what `ave_clip` logs; transformers' loggers do not hand on to the root logger by themselves."""
-    logger = logging.getLogger("ave_clip")
-    logger.addHandler(caplog.handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(caplog.handler)
 
 
 def sweep(num_samples: int, rate: int) -> np.ndarray:
@@ -273,13 +262,14 @@ def test_rounded_time_stamps_do_not_break_the_sound(folder):
 
 
 def test_recordings_joined_end_to_end_are_read_one_after_the_other(folder):
-    path = write_recording(folder / "part.ts", 3, sound=clicks([0.5]))
+    path = write_recording(folder / "part.ts", 7, sound=clicks([0.5]))
     joined = folder / "joined.ts"
     joined.write_bytes(path.read_bytes() * 3)
     video = read_video(joined, num_frames_per_segment=1)
-    assert video.num_segments == 9
-    np.testing.assert_allclose(np.concatenate(numbers(video)), [12, 37, 62] * 3, rtol=0, atol=5)
-    np.testing.assert_allclose(np.diff(heard(video)), [3.0, 3.0], rtol=0, atol=0.1)
+    assert video.num_segments == 21
+    # A recording's sound is up to 0.1 s longer than its picture, so the next one begins that much later.
+    np.testing.assert_allclose(np.concatenate(numbers(video)), [*range(12, 175, 25)] * 3, rtol=0, atol=5)
+    np.testing.assert_allclose(np.diff(heard(video)), [7.0, 7.0], rtol=0, atol=0.1)
 
 
 # --- what a file may lack ---
@@ -291,6 +281,29 @@ def test_without_sound_the_waveforms_are_zero(folder):
     assert (video.has_video, video.has_audio) == (True, False)
     np.testing.assert_array_equal(video.waveforms, np.zeros((2, RATE)))
     assert numbers(video) == [[6, 18], [31, 43]]
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+def test_a_sound_track_that_holds_nothing_is_silent(folder, suffix):
+    """Its start is unknown, so it must not decide on time zero."""
+    path = write_recording(
+        folder / f"hollow{suffix}", 2, video_start=1000.0, audio_start=1000.0, drop=lambda kind, _: kind == "audio"
+    )
+    video = read_video(path, num_frames_per_segment=2)
+    assert numbers(video) == [[6, 18], [31, 43]]
+    np.testing.assert_array_equal(video.waveforms, np.zeros((2, RATE)))
+    assert (video.has_audio, video.truncated) == (True, False)
+    assert probe_video(path).duration_seconds == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mkv"])
+def test_a_live_stream_that_declares_nothing_is_read_and_can_be_started_inside(folder, suffix):
+    path = write_recording(folder / f"live{suffix}", 7, options={"live": "1"})
+    assert probe_video(path).duration_seconds == 0.0
+    assert read_video(path, num_frames_per_segment=1).num_segments == 7
+    part = read_video(path, num_frames_per_segment=1, start_seconds=5.0)
+    assert numbers(part) == [[137], [162]]
+    assert not part.truncated
 
 
 @pytest.mark.parametrize("suffix", [".m4a", ".mp3", ".wav", ".flac", ".ogg"])
@@ -438,8 +451,7 @@ def _write_plain_colour(path: Path, levels: list[float], space: int, colour_rang
 def test_a_recording_that_stops_in_the_middle_gives_what_is_there(folder, suffix, caplog):
     options = {"movflags": "faststart"} if suffix == ".mp4" else {}
     path = cut_off(write_recording(folder / f"whole{suffix}", 6, options=options), 0.6)
-    with warnings_of(caplog):
-        video = read_video(path, num_frames_per_segment=5)
+    video = read_video(path, num_frames_per_segment=5)
     assert video.truncated
     assert 1 <= video.num_segments <= 5
     assert numbers(video)[0] == [2, 7, 12, 17, 22]
@@ -477,13 +489,33 @@ def test_damage_in_the_middle_costs_only_what_is_damaged(folder, caplog):
         content[position : position + size] = bytes(size)
     damaged = folder / "damaged.mkv"
     damaged.write_bytes(content)
-    with warnings_of(caplog):
-        video = read_video(damaged, num_frames_per_segment=5)
+    video = read_video(damaged, num_frames_per_segment=5)
     assert video.num_segments == 6
     for index in (0, 1, 4, 5):
         assert numbers(video)[index] == [25 * index + offset for offset in (2, 7, 12, 17, 22)]
     assert not video.truncated
     assert any("could not be decoded" in message and "damaged.mkv" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi", ".flac"])
+def test_damaged_files_are_read_or_refused_but_nothing_else_happens(folder, suffix):
+    content = write_recording(folder / f"victim{suffix}", 1.5).read_bytes()
+    generator = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(40):
+        damaged = bytearray(content)
+        for position in generator.integers(0, len(content), generator.integers(1, 40)):
+            damaged[position] = generator.integers(256)
+        if generator.random() < 0.3:
+            del damaged[generator.integers(1, len(content)) :]
+        try:
+            segments = list(iter_segments(bytes(damaged), num_frames_per_segment=2, end_seconds=20.0))
+            assert all(segment.waveform.shape == (RATE,) for segment in segments)
+            outcomes.add("read")
+        except VideoReadError as error:
+            assert "Cannot read <bytes>" in str(error)
+            outcomes.add("refused")
+    assert "read" in outcomes
 
 
 # --- what cannot be read ---
@@ -678,8 +710,8 @@ def test_protocols_of_ffmpeg_are_taken_for_file_names(name):
 
 
 @contextlib.contextmanager
-def http_server(folder: Path, ranges: bool):
-    """Serves a folder on 127.0.0.1, with or without pieces of files (`Range`)."""
+def http_server(folder: Path, ranges: bool, redirect: str | None = None):
+    """Serves a folder on 127.0.0.1, with or without pieces of files (`Range`); or sends everybody elsewhere."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -691,6 +723,11 @@ def http_server(folder: Path, ranges: bool):
         def do_GET(self):
             requests.append(self.headers.get("Range"))
             path = Path(self.translate_path(self.path))
+            if redirect is not None and not self.path.endswith("clip.mp4"):
+                self.send_response(302)
+                self.send_header("Location", redirect)
+                self.end_headers()
+                return None
             if not ranges or not path.is_file() or self.headers.get("Range") is None:
                 return super().do_GET()
             content = path.read_bytes()
@@ -734,6 +771,15 @@ def test_a_url_that_does_not_answer_with_a_video_is_refused(clip, folder):
             read_video(f"{url}/page.mp4")
     with pytest.raises(VideoReadError, match="Check the address and the connection"):
         read_video(f"{url}/clip.mp4")
+
+
+def test_redirects_are_followed_within_http_only(clip):
+    with http_server(clip.parent, ranges=True, redirect="/clip.mp4") as (url, _):
+        assert read_video(f"{url}/moved.mp4", num_frames_per_segment=1).num_segments == 3
+    for target in ("file:///etc/passwd", "ftp://127.0.0.1:1/clip.mp4"):
+        server = http_server(clip.parent, ranges=True, redirect=target)
+        with server as (url, _), pytest.raises(VideoReadError, match=r"Cannot read http://127\.0\.0\.1"):
+            read_video(f"{url}/moved.mp4")
 
 
 # --- streaming ---
@@ -796,14 +842,24 @@ def test_sound_that_ends_early_does_not_make_the_picture_pile_up(folder, monkeyp
 
 
 def test_memory_stays_bounded_however_long_the_video(folder):
-    path = write_recording(folder / "minutes.mp4", 90, picture=lambda i: numbered_picture(i, 240, 320), frame_rate=5)
+    path = write_recording(folder / "minutes.mp4", 40, picture=lambda i: numbered_picture(i, 240, 320), frame_rate=5)
     tracemalloc.start()
     count = sum(1 for _ in iter_segments(path, num_frames_per_segment=5))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 90
+    assert count == 40
     one_segment = 5 * 240 * 320 * 3 + 4 * RATE
     assert peak < 6 * one_segment
+
+
+def test_decoded_frames_are_freed_without_the_garbage_collector(clip):
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in iter_segments(clip, num_frames_per_segment=5):
+            assert sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) <= 10
+    finally:
+        gc.enable()
 
 
 # --- probe and arrays ---

@@ -68,7 +68,8 @@ class Recording:
             self.video.codec_context.thread_type = "NONE"
             self.video.codec_context.thread_count = 1
             self.check_size(self.video.codec_context.width, self.video.codec_context.height)
-        self.time_zero = min(_start_time(stream) for stream in self.streams)
+        starts = [_start_time(stream) for stream in self.streams if stream.start_time is not None]
+        self.time_zero = min(starts, default=Fraction(0))
 
     @property
     def streams(self) -> list[Any]:
@@ -100,7 +101,9 @@ class Recording:
         """Declared length from time zero, of the longer stream; 0 if the file does not say."""
         ends = [end for end in map(self.stream_end, self.streams) if end is not None]
         if len(ends) < len(self.streams) and self.container.duration:
-            ends.append(self.container.duration / 1_000_000)
+            # Matroska declares the last time stamp rather than the time since the first.
+            start = float(self.time_zero) if "matroska" in self.format_names else 0.0
+            ends.append(self.container.duration / 1_000_000 - start)
         duration = max(ends, default=0.0)
         if duration > MAX_DURATION_SECONDS:
             raise VideoReadError(
@@ -183,14 +186,17 @@ class Demuxer:
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
-            self.num_decoding_errors += 1
-            self.error = self.error or f"{stream.type} packet: {error.strerror}"
+            self.count_error(stream, error)
             return
         for frame in frames:
             timestamp = self._timestamp(stream, frame)
             time = None if timestamp is None else self.recording.seconds(timestamp, stream.time_base)
             if time is None or abs(time) <= MAX_DURATION_SECONDS:
                 yield time, frame
+
+    def count_error(self, stream: Any, error: Exception) -> None:
+        self.num_decoding_errors += 1
+        self.error = self.error or f"{stream.type} packet: {getattr(error, 'strerror', None) or error}"
 
     def _timestamp(self, stream: Any, frame: Any) -> int | None:
         if stream.type == "audio" or "avi" not in self.recording.format_names:
@@ -226,6 +232,8 @@ class Demuxer:
         except (av.FFmpegError, OSError) as error:
             self.error = getattr(error, "strerror", None) or str(error)
             self.is_cut, packet = True, None
+        except IndexError:  # PyAV 18 at the end of a file in which a stream appeared midway
+            packet = None
         if packet is None:
             self._exhausted = True
         elif packet.size and packet.stream.index in self._waiting:
@@ -250,16 +258,17 @@ class Demuxer:
 
     def _continue_time(self, packet: Any, index: int) -> None:
         """Where a stream's time stamps start over, let them go on. All streams are shifted by the same time."""
-        time_base = packet.stream.time_base
+        time = self._packet_time(packet)
         shift = self._shifts[self._epochs[index]]
-        if self._packet_time(packet) + float(shift) < self._latest[index] - RESTART_SECONDS:
+        if -math.inf < time < self._latest[index] - float(shift) - RESTART_SECONDS:
             self._epochs[index] += 1
             if self._epochs[index] == len(self._shifts):
-                self._shifts.append(Fraction(max(self._latest.values()) - self._packet_time(packet)))
+                self._shifts.append(Fraction(max(self._latest.values()) - time))
             shift = self._shifts[self._epochs[index]]
         if shift:
-            packet.dts += round(shift / time_base)
-            packet.pts = None if packet.pts is None else packet.pts + round(shift / time_base)
+            ticks = round(shift / packet.stream.time_base)
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
 
     def _packet_time(self, packet: Any) -> float:
         timestamp = packet.dts if packet.dts is not None else packet.pts
@@ -273,6 +282,8 @@ class Demuxer:
         if self._waiting_bytes > MAX_WAITING_BYTES:
             return True
         end = self.recording.stream_end(stream)
+        if len(self._shifts) > 1 or not self.recording.format_names & FORMATS_WITH_DURATION:
+            return False  # the declared end is that of the first of several recordings, or an estimate
         if end is None or self._latest[stream.index] < end - TRUNCATION_TOLERANCE_SECONDS:
             return False
         return max(self._latest.values()) > end + MAX_WAITING_SECONDS
@@ -282,27 +293,29 @@ class Demuxer:
 
         Stays at the beginning where the format cannot seek to a known time.
         """
+        target = seconds - SEEK_MARGIN_SECONDS
+        if target <= 0 or not self.recording.format_names & SEEKABLE_FORMATS or not self._seek_packets(target):
+            return
+        if all(self._starts_before(stream, seconds) for stream in self.streams):
+            return
+        if not self._seek_packets(-SEEK_MARGIN_SECONDS):
+            raise VideoReadError(
+                f"Cannot go to {seconds} s in {self.recording.name}: its index is damaged. Read it from the beginning "
+                "(start_seconds=0), or repair it with `ffmpeg -i INPUT -c copy OUTPUT.mp4`."
+            )
+
+    def _seek_packets(self, seconds: float) -> bool:
+        """Move all streams to a time or shortly before; `False` if the file refuses, which leaves it where it was."""
         import av
 
-        target = seconds - SEEK_MARGIN_SECONDS
-        if target <= 0 or not self.recording.format_names & SEEKABLE_FORMATS:
-            return
-        try:
-            self._seek_packets(target)
-            if all(self._starts_before(stream, seconds) for stream in self.streams):
-                return
-            self._seek_packets(-SEEK_MARGIN_SECONDS)
-        except av.FFmpegError as error:
-            raise VideoReadError(
-                f"Cannot go to {seconds} s in {self.recording.name}: {error.strerror}. Read it from the beginning "
-                "(start_seconds=0), or repair it with `ffmpeg -i INPUT -c copy OUTPUT.mp4`."
-            ) from error
-
-    def _seek_packets(self, seconds: float) -> None:
         stream = self.recording.video or self.recording.audio
         timestamp = math.floor((self.recording.time_zero + Fraction(seconds)) / stream.time_base)
-        self.recording.container.seek(timestamp, stream=stream, backward=True)
+        try:
+            self.recording.container.seek(timestamp, stream=stream, backward=True)
+        except av.FFmpegError:
+            return False
         self._restart()
+        return True
 
     def _starts_before(self, stream: Any, seconds: float) -> bool:
         """Whether a stream's packets now begin early enough to decode it from `seconds` on."""
@@ -321,6 +334,7 @@ class Demuxer:
 class _TimedFrame:
     time: float
     frame: Any
+    matrix: tuple[int, int, int, int]
 
 
 class VideoTrack:
@@ -345,6 +359,8 @@ class VideoTrack:
         self._upcoming: _TimedFrame | None = None
         self._finished = False
         self._end = 0.0
+        self._rotation: int | None = None
+        self._matrix = (1, 0, 0, 1)
 
     @property
     def known_end(self) -> float:
@@ -364,7 +380,7 @@ class VideoTrack:
                 shown.append(frame)
         pictures = np.empty((len(shown), *(self.size or (0, 0)), 3), np.uint8)
         for picture, timed in zip(pictures, shown):
-            picture[:] = self._to_picture(timed.frame)
+            picture[:] = self._to_picture(timed)
         return pictures, np.array([timed.time for timed in shown], dtype=np.float64)
 
     def advance(self, time: float) -> None:
@@ -381,8 +397,11 @@ class VideoTrack:
             return None
         self.num_decoded += 1
         self.recording.check_size(frame.width, frame.height)
+        if frame.rotation != self._rotation:
+            # Not for every frame: in PyAV 18 a frame whose side data was looked at waits for the garbage collector.
+            self._rotation, self._matrix = frame.rotation, display_matrix(frame)
         if self.size is None:
-            self.size = displayed_size(frame)
+            self.size = displayed_size(frame, self._matrix)
         # A missing or backward time stamp: right after the frame before.
         previous = self._upcoming.time if self._upcoming is not None else -math.inf
         if time is None:
@@ -393,14 +412,21 @@ class VideoTrack:
         elif previous < time and previous > -math.inf:
             self._interval = time - previous
         self._end = time + self._interval
-        return _TimedFrame(time, frame)
+        return _TimedFrame(time, frame, self._matrix)
 
-    def _to_picture(self, frame: Any) -> np.ndarray:
-        matrix = display_matrix(frame)
-        height, width = self.size[::-1] if is_transposed(matrix) else self.size
-        # One shared reformatter: each frame's own would set up the scaler anew. One thread, as for decoding.
-        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
-        return turn_upright(picture.to_ndarray(), matrix)
+    def _to_picture(self, timed: _TimedFrame) -> np.ndarray:
+        import av
+
+        height, width = self.size[::-1] if is_transposed(timed.matrix) else self.size
+        try:
+            # One shared reformatter: each frame's own would set up the scaler anew. One thread, as for decoding.
+            rgb = self._reformatter.reformat(timed.frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoReadError(
+                f"Cannot read {self.recording.name}: its pixel format {timed.frame.format.name} cannot be turned into "
+                f"RGB ({error}). Convert it with `ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4`."
+            ) from error
+        return turn_upright(rgb.to_ndarray(), timed.matrix)
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:
@@ -422,9 +448,9 @@ def is_transposed(matrix: tuple[int, int, int, int]) -> bool:
     return matrix[0] == 0
 
 
-def displayed_size(frame: Any) -> tuple[int, int]:
-    """Height and width of a frame as displayed."""
-    return (frame.width, frame.height) if is_transposed(display_matrix(frame)) else (frame.height, frame.width)
+def displayed_size(frame: Any, matrix: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Height and width of a frame once its display matrix is applied."""
+    return (frame.width, frame.height) if is_transposed(matrix) else (frame.height, frame.width)
 
 
 def clockwise_degrees(matrix: tuple[int, int, int, int]) -> int:
@@ -457,6 +483,7 @@ class AudioTrack:
     def __init__(self, demuxer: Demuxer, sampling_rate: int):
         self.recording = demuxer.recording
         self.sampling_rate = sampling_rate
+        self._demuxer = demuxer
         self.num_decoded = 0
         self._frames = demuxer.frames(self.recording.audio)
         self._chunks: deque[tuple[int, np.ndarray]] = deque()  # first sample, samples
@@ -483,6 +510,8 @@ class AudioTrack:
         return out
 
     def _decode_next(self) -> None:
+        import av
+
         time, frame = next(self._frames, (None, None))
         if frame is None:
             self._finished = True
@@ -493,9 +522,13 @@ class AudioTrack:
         frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
         if frame_format != self._format or abs(time - self._expected) > AUDIO_JITTER_SECONDS:
             self._begin_run(time, frame_format)
-        self._expected += frame.samples / frame.sample_rate
         frame.pts = None
-        self._append(self._resampler.resample(frame))
+        try:
+            self._append(self._resampler.resample(frame))
+            self._expected += frame.samples / frame.sample_rate
+        except (av.FFmpegError, ValueError, ZeroDivisionError) as error:  # a damaged packet gave an impossible format
+            self._demuxer.count_error(self.recording.audio, error)
+            self._resampler = self._format = None
 
     def _begin_run(self, time: float, frame_format: tuple) -> None:
         """Start a stretch of gapless sound at `time`; what lies between two stretches stays silent."""

@@ -235,7 +235,9 @@ def probe_video(source: Any) -> VideoInfo:
             num_frames=(recording.video.frames or None) if recording.video is not None else None,
             has_video=recording.video is not None,
             has_audio=recording.audio is not None,
-            audio_sampling_rate=recording.audio.codec_context.sample_rate if recording.audio is not None else None,
+            audio_sampling_rate=(recording.audio.codec_context.sample_rate or None)
+            if recording.audio is not None
+            else None,
             rotation=rotation,
         )
 
@@ -247,8 +249,9 @@ def _displayed_size(recording: Recording) -> tuple[int, int, int]:
     _, frame = next(Demuxer(recording, [recording.video]).frames(recording.video), (None, None))
     if frame is None:
         return recording.video.codec_context.width, recording.video.codec_context.height, 0
-    height, width = displayed_size(frame)
-    return width, height, clockwise_degrees(display_matrix(frame))
+    matrix = display_matrix(frame)
+    height, width = displayed_size(frame, matrix)
+    return width, height, clockwise_degrees(matrix)
 
 
 def iter_segments(

@@ -14,6 +14,7 @@ playlist cannot make the reader fetch other files.
 """  # noqa: E501
 
 import contextlib
+import http.client
 import io
 import os
 import re
@@ -166,23 +167,31 @@ def _open_url(url: str, stack: contextlib.ExitStack) -> tuple[Any, dict[str, str
     request = urllib.request.Request(url, headers={"Range": "bytes=0-", "User-Agent": "ave-clip"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            if response.status != 206:
-                return _not_empty(_copy(response, url, stack), url), {"protocol_whitelist": "none"}
             final_url = response.geturl()
+            if urllib.parse.urlsplit(final_url).scheme not in URL_SCHEMES:
+                raise VideoReadError(f"Cannot read {url}: it leads on to {final_url}, neither http nor https.")
+            options = _network_options(final_url)
+            if response.status != 206 or options is None:
+                return _not_empty(_copy(response, url, stack), url), {"protocol_whitelist": "none"}
+            return final_url, options
     except urllib.error.HTTPError as error:
         raise VideoReadError(
             f"Cannot read {url}: the server answered {error.code} {error.reason}. Check the address and your access."
         ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except VideoReadError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
         raise VideoReadError(f"Cannot read {url}: {reason}. Check the address and the connection.") from error
-    if urllib.parse.urlsplit(final_url).scheme not in URL_SCHEMES:
-        raise VideoReadError(f"Cannot read {url}: it redirects to {final_url}, which is neither http nor https.")
+
+
+def _network_options(final_url: str) -> dict[str, str] | None:
+    """FFmpeg's options for reading a URL, or `None` if it cannot check the server's certificate."""
     options = {"protocol_whitelist": "http,https,httpproxy,tls,tcp", "user_agent": "ave-clip"}
+    if urllib.parse.urlsplit(final_url).scheme == "http":
+        return options
     authorities = ssl.get_default_verify_paths().cafile
-    if authorities is not None:
-        options |= {"tls_verify": "1", "ca_file": authorities}
-    return final_url, options
+    return None if authorities is None else options | {"tls_verify": "1", "ca_file": authorities}
 
 
 def _open(target: Any, name: str, options: dict[str, str]) -> Any:
