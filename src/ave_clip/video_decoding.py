@@ -91,10 +91,12 @@ class Recording:
         if "avi" in self.format_names and stream.type == "video" and stream.frames and stream.average_rate:
             # FFmpeg shortens an AVI's durations to what it finds, but not its number of frames.
             return float(_start_time(stream) + stream.frames / stream.average_rate - self.time_zero)
+        if "matroska" in self.format_names:  # keeps a stream's last time stamp as a tag
+            tag = _parse_clock(stream.metadata.get("DURATION", ""))
+            return None if tag is None else tag - float(self.time_zero)
         if stream.duration:
             return self.seconds(stream.duration, stream.time_base) + float(_start_time(stream))
-        tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska keeps it as a tag
-        return None if tag is None else tag - float(self.time_zero)
+        return None
 
     @property
     def duration_seconds(self) -> float:

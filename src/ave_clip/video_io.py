@@ -226,18 +226,17 @@ def probe_video(source: Any) -> VideoInfo:
     with open_container(source) as container:
         recording = Recording(container, source_name(source))
         width, height, rotation = _displayed_size(recording)
+        video, audio = recording.video, recording.audio
         return VideoInfo(
             name=recording.name,
             duration_seconds=recording.duration_seconds,
             width=width,
             height=height,
             frame_rate=recording.frame_rate,
-            num_frames=(recording.video.frames or None) if recording.video is not None else None,
-            has_video=recording.video is not None,
-            has_audio=recording.audio is not None,
-            audio_sampling_rate=(recording.audio.codec_context.sample_rate or None)
-            if recording.audio is not None
-            else None,
+            num_frames=None if video is None else video.frames or None,
+            has_video=video is not None,
+            has_audio=audio is not None,
+            audio_sampling_rate=None if audio is None else audio.codec_context.sample_rate or None,
             rotation=rotation,
         )
 
