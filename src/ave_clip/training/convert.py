@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -60,6 +61,7 @@ TEXT_BLOCK_TABLE = (
 )
 UNUSED_KEYS = ("audio.fbsp.bias",)  # an empty parameter of the original
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TENSORS_PER_READ = 100
 PROBE_TEXT = "a photo of a cat, church bell 123!"
 
 
@@ -151,16 +153,19 @@ def convert_audioclip(
         str(checkpoint), str(out_dir), kind, sha256, RELEASES.get(sha256), str(dtype).removeprefix("torch.")
     )
     config, model_class = _architecture(kind, original, text)
+    towers, bpe_file = getattr(config, "towers", None), None
+    if towers and "text" in towers:
+        bpe_file, report.tokenizer_source = find_bpe_file(bpe, checkpoint.parent)
     with _new_folder(out_dir) as folder:
-        tokenizer = _write_processor(folder, getattr(config, "towers", None), checkpoint.parent, bpe, report)
         tensors = _convert_tensors(original, config, model_class, dtype, report)
         checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         config.architectures, config.dtype = [model_class.__name__], dtype
         config.save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
-        del tensors, original  # their pages, before the result is mapped
-        _verify(folder, model_class, checksums, tokenizer)
+        del tensors, original  # their pages, before more is read
+        _write_processor(folder, towers, bpe_file)
+        _verify(folder, model_class, checksums)
     return report
 
 
@@ -343,46 +348,39 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def _write_processor(
-    folder: Path,
-    towers: tuple[str, ...] | None,
-    source_dir: Path,
-    bpe: str | os.PathLike | None,
-    report: ConversionReport,
-) -> CLIPTokenizer | None:
-    """Write what prepares the inputs of these towers (of audio alone if `None`), and return the tokenizer, if any."""
+def _write_processor(folder: Path, towers: tuple[str, ...] | None, bpe_file: Path | None) -> None:
+    """Write what prepares the inputs of these towers, or of audio alone if `None`."""
     feature_extractor = AudioCLIPFeatureExtractor()
     if towers is None:
         feature_extractor.save_pretrained(folder)
-        return None
+        return
     image_processor = CLIPImageProcessor()
-    if "text" in towers:
-        bpe_file, report.tokenizer_source = find_bpe_file(bpe, source_dir)
+    if bpe_file is not None:
         tokenizer = read_clip_tokenizer(bpe_file)
         AudioCLIPProcessor(image_processor, feature_extractor, tokenizer).save_pretrained(folder)
-        return tokenizer
+        ids, expected = (each(PROBE_TEXT)["input_ids"] for each in (CLIPTokenizer.from_pretrained(folder), tokenizer))
+        if ids != expected:
+            raise ConversionError(
+                f"The written tokenizer gives {ids} for {PROBE_TEXT!r}, the one in memory {expected}."
+            )
+        return
     # Without a tokenizer there is no AudioCLIPProcessor, but its parts are read from the same file.
     parts = {"image_processor": image_processor.to_dict(), "feature_extractor": feature_extractor.to_dict()}
     (folder / "processor_config.json").write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n")
-    return None
 
 
-def _verify(
-    folder: Path, model_class: type[PreTrainedModel], checksums: dict[str, int], tokenizer: CLIPTokenizer | None
-) -> None:
-    """Load the folder as a user would, and compare every tensor with what was to be written."""
+def _verify(folder: Path, model_class: type[PreTrainedModel], checksums: dict[str, int]) -> None:
+    """Load the folder as a user would, and compare every tensor of its file with what was to be written."""
     with _quiet_progress_bars():
-        # Past AlignedPreTrainedModel, which would copy the weights: the mapped file is enough to compare.
+        # Past AlignedPreTrainedModel, which would copy the weights: here they stay in the file, unread.
         load = PreTrainedModel.from_pretrained.__func__
-        model, loading = load(model_class, folder, output_loading_info=True)
+        _, loading = load(model_class, folder, output_loading_info=True)
     problems = [f"{kind}: {_shorten(sorted(map(str, keys)))}" for kind, keys in loading.items() if keys]
-    state = model.state_dict()
-    problems += [f"{name} differs" for name, checksum in checksums.items() if _checksum(state[name]) != checksum]
-    if tokenizer is not None:
-        ids, expected = (
-            loaded(PROBE_TEXT)["input_ids"] for loaded in (CLIPTokenizer.from_pretrained(folder), tokenizer)
-        )
-        problems += [f"{PROBE_TEXT!r} gives token ids {ids}, not {expected}"] if ids != expected else []
+    names = sorted(checksums)
+    for start in range(0, len(names), TENSORS_PER_READ):
+        with safe_open(folder / "model.safetensors", framework="pt") as file:  # opened anew, so that pages are freed
+            for name in names[start : start + TENSORS_PER_READ]:
+                problems += [] if _checksum(file.get_tensor(name)) == checksums[name] else [f"{name} differs"]
     if problems:
         raise ConversionError(f"The written checkpoint is not what was read: {_shorten(problems)}.")
 
