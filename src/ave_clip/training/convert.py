@@ -333,11 +333,11 @@ def _default_value(name: str, expected: torch.Tensor) -> torch.Tensor | None:
 
 def _sort_out_rest(rest: set[str], report: ConversionReport) -> None:
     """Report the keys that no tensor came from: left out on purpose, or unknown."""
-    full = _expected_tensors(AudioCLIPConfig(), AudioCLIPModel)
-    known = {original_name(name)[0] for name in full} | set(UNUSED_KEYS)
+    prefix, known = "audio." if report.kind == "esresnext" else "", set(UNUSED_KEYS)
+    if not {prefix + key for key in rest} <= known:
+        known |= {original_name(name)[0] for name in _expected_tensors(AudioCLIPConfig(), AudioCLIPModel)}
     for key in sorted(rest):
-        is_known = ("audio." + key if report.kind == "esresnext" else key) in known
-        (report.dropped_keys if is_known else report.unexpected_keys).append(key)
+        (report.dropped_keys if prefix + key in known else report.unexpected_keys).append(key)
     if report.unexpected_keys:
         logger.warning(f"Keys that AudioCLIP does not know are ignored: {_shorten(report.unexpected_keys)}.")
 
