@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
+
+import ave_clip
 
 from .conftest import tiny_localizer
 
@@ -42,3 +45,43 @@ def test_auto_classes_load_the_checkpoint_bit_exactly(checkpoint, tmp_path):
     expected = tiny_localizer().state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+ORDERS = {
+    "package first": "import ave_clip; from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline",
+    "transformers first": "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline; import ave_clip",
+    "half loaded": "from transformers import AutoConfig; import ave_clip; from transformers import pipeline",
+    "deep import": "import transformers.pipelines.base; import ave_clip; from transformers import pipeline",
+    "a configuration": "import ave_clip.configuration_audioclip; from transformers import pipeline",
+    "a model": "from ave_clip import AVEClipForLocalization; from transformers import pipeline",
+    "a pipeline": "import ave_clip.pipeline_ave_clip; from transformers import pipeline",
+    "a processor": "from ave_clip.processing_ave_clip import AVEClipProcessor; from transformers import pipeline",
+}
+LOAD_PIPELINE = """
+import sys
+print(type(pipeline("audio-visual-event-localization", model=sys.argv[1])).__name__)
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_of_imports_does_not_matter(order, checkpoint):
+    command = [sys.executable, "-c", ORDERS[order] + LOAD_PIPELINE, checkpoint]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "AudioVisualEventLocalizationPipeline"
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers():
+    code = (
+        "import ave_clip, ave_clip.cli, sys; print([n for n in ('torch', 'transformers', 'av') if n in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_public_name_can_be_imported():
+    for name in ave_clip.__all__:
+        assert getattr(ave_clip, name) is not None
+    assert set(ave_clip.__all__) <= set(dir(ave_clip))
+    with pytest.raises(AttributeError, match="AVEKlip"):
+        _ = ave_clip.AVEKlip

@@ -8,78 +8,44 @@ One video goes this way through the package:
             (towers: modeling_clip_resnet, modeling_esresnext)
 
 Importing the package makes its models known to transformers: `AutoConfig`, `AutoModel`,
-`AutoModelForVideoClassification`, `AutoProcessor`, `AutoFeatureExtractor`, `AutoVideoProcessor`, and
-the pipelines "audio-visual-event-localization" and "zero-shot-audio-visual-event-localization".
+`AutoModelForVideoClassification`, `AutoProcessor`, `AutoFeatureExtractor`, `AutoVideoProcessor`, and the pipelines
+"audio-visual-event-localization" and "zero-shot-audio-visual-event-localization". It loads no model code by itself:
+every public name is imported when it is first used.
 """
 
-from pathlib import Path
+import importlib
+from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForVideoClassification,
-    AutoProcessor,
-    AutoVideoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
-from .configuration_ave_clip import AVEClipConfig
-from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
-from .modeling_audioclip import AudioCLIPModel
-from .modeling_ave_clip import AVEClipForLocalization
-from .modeling_clip_resnet import AudioCLIPVisionModel
-from .modeling_esresnext import AudioCLIPAudioModel
-from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
-from .processing_audioclip import AudioCLIPProcessor
-from .processing_ave_clip import AVEClipProcessor
-from .video_processing_ave_clip import AVEClipVideoProcessor
+from .registration import DEFAULT_CHECKPOINT, register
 
 __version__ = "0.1.0"
 
-DEFAULT_CHECKPOINT = str(Path(__file__).parent / "assets" / "ave-clip-tiny")
+_HOMES = {
+    "AVEClipConfig": "configuration_ave_clip",
+    "AVEClipForLocalization": "modeling_ave_clip",
+    "AVEClipProcessor": "processing_ave_clip",
+    "AVEClipVideoProcessor": "video_processing_ave_clip",
+    "AudioCLIPConfig": "configuration_audioclip",
+    "AudioCLIPFeatureExtractor": "feature_extraction_audioclip",
+    "AudioCLIPModel": "modeling_audioclip",
+    "AudioCLIPProcessor": "processing_audioclip",
+    "AudioVisualEventLocalizationPipeline": "pipeline_ave_clip",
+    "ZeroShotAudioVisualEventLocalizationPipeline": "pipeline_ave_clip",
+}
 
 
-def _register() -> None:
-    for config in (AudioCLIPVisionConfig, AudioCLIPAudioConfig, AudioCLIPConfig, AVEClipConfig):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModel.register(AudioCLIPVisionConfig, AudioCLIPVisionModel, exist_ok=True)
-    AutoModel.register(AudioCLIPAudioConfig, AudioCLIPAudioModel, exist_ok=True)
-    AutoModel.register(AudioCLIPConfig, AudioCLIPModel, exist_ok=True)
-    AutoModelForVideoClassification.register(AVEClipConfig, AVEClipForLocalization, exist_ok=True)
-    AutoFeatureExtractor.register(AudioCLIPConfig, AudioCLIPFeatureExtractor, exist_ok=True)
-    AutoFeatureExtractor.register(AVEClipConfig, AudioCLIPFeatureExtractor, exist_ok=True)
-    AutoVideoProcessor.register(AVEClipConfig, AVEClipVideoProcessor, exist_ok=True)
-    AutoProcessor.register(AudioCLIPConfig, AudioCLIPProcessor, exist_ok=True)
-    AutoProcessor.register(AVEClipConfig, AVEClipProcessor, exist_ok=True)
-    PIPELINE_REGISTRY.register_pipeline(
-        "audio-visual-event-localization",
-        pipeline_class=AudioVisualEventLocalizationPipeline,
-        pt_model=AutoModelForVideoClassification,
-        default={"model": (DEFAULT_CHECKPOINT, "main")},
-        type="multimodal",
-    )
-    PIPELINE_REGISTRY.register_pipeline(
-        "zero-shot-audio-visual-event-localization",
-        pipeline_class=ZeroShotAudioVisualEventLocalizationPipeline,
-        pt_model=AutoModel,
-        type="multimodal",
-    )
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
-_register()
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
 
-__all__ = [
-    "AVEClipConfig",
-    "AVEClipForLocalization",
-    "AVEClipProcessor",
-    "AVEClipVideoProcessor",
-    "AudioCLIPConfig",
-    "AudioCLIPFeatureExtractor",
-    "AudioCLIPModel",
-    "AudioCLIPProcessor",
-    "AudioVisualEventLocalizationPipeline",
-    "ZeroShotAudioVisualEventLocalizationPipeline",
-    "__version__",
-]
+
+register()
+
+__all__ = ["DEFAULT_CHECKPOINT", *sorted(_HOMES), "__version__"]

@@ -1,48 +1,15 @@
 """Configuration of AVE-CLIP: the two AudioCLIP towers, the localizer on top of them, and its categories."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .categories import AVE_CATEGORIES, BACKGROUND_LABEL, labels_with_background
 from .configuration_audioclip import AudioCLIPConfig
-
-BACKGROUND_LABEL = "background"
-
-# The order is the class index of every AVE label file: first appearance in Annotations.txt, background last.
-AVE_CATEGORIES = (
-    "Church bell",
-    "Male speech, man speaking",
-    "Bark",
-    "Fixed-wing aircraft, airplane",
-    "Race car, auto racing",
-    "Female speech, woman speaking",
-    "Helicopter",
-    "Violin, fiddle",
-    "Flute",
-    "Ukulele",
-    "Frying (food)",
-    "Truck",
-    "Shofar",
-    "Motorcycle",
-    "Acoustic guitar",
-    "Train horn",
-    "Clock",
-    "Banjo",
-    "Goat",
-    "Baby cry, infant cry",
-    "Bus",
-    "Chainsaw",
-    "Cat",
-    "Horse",
-    "Toilet flush",
-    "Rodents, rats, mice",
-    "Accordion",
-    "Mandolin",
-)
 
 _CHOICES = {
     "attention_domains": ("both", "temporal", "feature"),
@@ -50,15 +17,6 @@ _CHOICES = {
     "supervision": ("full", "weak"),
 }
 _KNOWN_EXTRAS = ("num_labels", "torch_dtype", "attn_implementation", "auto_map", "custom_pipelines")
-
-
-def labels_with_background(categories: Iterable[str]) -> dict[int, str]:
-    """The `id2label` of a localizer: the categories in their order, then background.
-
-    >>> labels_with_background(["Bell", "Bark"])
-    {0: 'Bell', 1: 'Bark', 2: 'background'}
-    """
-    return dict(enumerate([*categories, BACKGROUND_LABEL]))
 
 
 @strict
@@ -257,4 +215,4 @@ class AVEClipConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["AVE_CATEGORIES", "BACKGROUND_LABEL", "AVEClipConfig", "labels_with_background"]
+__all__ = ["AVEClipConfig"]

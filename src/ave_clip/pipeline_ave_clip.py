@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
-from .configuration_ave_clip import BACKGROUND_LABEL
+from .categories import BACKGROUND_LABEL
 from .events import DECODERS, decode_labels
 from .modeling_ave_clip import encode_in_chunks, mean_over_frames, place_segments
 from .processing_ave_clip import AVEClipProcessor, describe
@@ -144,7 +144,7 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     [{'start': 2.0, 'end': 7.0, 'label': 'Amber gong', 'score': 0.98}]
     ```
 
-    Takes a path, bytes, a binary file object or an http(s) URL; a dictionary with decoded `frames`, their `frame_rate`,
+    Takes a path, bytes, a file object or an http(s) URL; a dictionary with decoded `frames`, their `frame_rate`,
     `audio` and its `sampling_rate`; a list of these (`batch_size=` blocks at once); or a generator, which is consumed
     as results are.
 

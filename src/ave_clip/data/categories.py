@@ -1,4 +1,4 @@
-"""Class names of a data set. AVE's own, in index order, live in the model's configuration and are passed on here.
+"""Class names of a data set. AVE's own are passed on from `ave_clip.categories`, where the model finds them, too.
 
 A data set's *categories* are its event classes. Background stands behind the last of them, so its class index is the
 number of categories.
@@ -7,7 +7,7 @@ number of categories.
 import difflib
 from collections.abc import Sequence
 
-from ..configuration_ave_clip import AVE_CATEGORIES, BACKGROUND_LABEL, labels_with_background
+from ..categories import AVE_CATEGORIES, BACKGROUND_LABEL, labels_with_background
 
 
 def background_index(categories: Sequence[str]) -> int:
