@@ -145,17 +145,21 @@ def test_saving_and_loading_is_exact(model, images, tmp_path):
         assert torch.equal(loaded(images).image_embeds, model(images).image_embeds)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(config, images):
-    gradients = []
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(reentrant, config, images):
+    gradients, buffers = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model = AudioCLIPVisionModel(config).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model(images).image_embeds.square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        buffers.append(dict(model.named_buffers()))
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
+    for name, buffer in buffers[0].items():
+        torch.testing.assert_close(buffers[1][name], buffer, rtol=1e-6, atol=1e-7)
 
 
 @torch.no_grad()

@@ -470,6 +470,22 @@ def test_saving_and_loading_is_exact(model, waveforms, tmp_path):
         assert torch.equal(loaded(waveforms).audio_embeds, model(waveforms).audio_embeds)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(reentrant, waveforms):
+    gradients, buffers = [], []
+    for checkpointing in (False, True):
+        model = make_model().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(waveforms).audio_embeds.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        buffers.append(dict(model.named_buffers()))
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4)
+    for name, buffer in buffers[0].items():
+        torch.testing.assert_close(buffers[1][name], buffer, rtol=1e-6, atol=1e-6)
+
+
 @torch.no_grad()
 def test_exported_program_gives_the_same(model, waveforms):
     program = torch.export.export(model, (waveforms,), strict=False)

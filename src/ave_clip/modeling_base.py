@@ -1,8 +1,9 @@
-"""Base class of the models: weights that give the same bits after loading as before saving."""
+"""What the models share: weights laid out alike after loading, batch normalisation that is counted once."""
 
 import itertools
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 ALIGNMENT_BYTES = 64  # of what torch allocates on the CPU
@@ -23,7 +24,22 @@ class AlignedPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-def align_weights(model: torch.nn.Module) -> None:
+class RecomputableBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose running statistics leave out the second run of gradient checkpointing."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise `(B, C, h, w)` as [`~torch.nn.BatchNorm2d`] does."""
+        # torch has no public way to tell that a backward pass is running; torch.utils.checkpoint asks in this way too.
+        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            # The statistics are handed over all the same, since checkpointing counts what is saved for the gradient.
+            statistics = (self.running_mean, self.running_var)
+            return nn.functional.batch_norm(
+                hidden_states, *statistics, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps
+            )
+        return super().forward(hidden_states)
+
+
+def align_weights(model: nn.Module) -> None:
     """Copy the parameters and buffers on the CPU that do not begin at a multiple of 64 bytes."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         plain = type(tensor.data) is torch.Tensor and tensor.device.type == "cpu"
@@ -31,4 +47,4 @@ def align_weights(model: torch.nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-__all__ = ["AlignedPreTrainedModel", "align_weights"]
+__all__ = ["AlignedPreTrainedModel", "RecomputableBatchNorm2d", "align_weights"]

@@ -17,7 +17,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_audioclip import AudioCLIPVisionConfig
-from .modeling_base import AlignedPreTrainedModel
+from .modeling_base import AlignedPreTrainedModel, RecomputableBatchNorm2d
 
 FEATURE_TYPES = ("pooled", "dense", "layer4")
 
@@ -74,18 +74,18 @@ class AudioCLIPVisionBottleneck(GradientCheckpointingLayer):
         super().__init__()
         out_channels = planes * 4
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes, eps=eps)
+        self.bn1 = RecomputableBatchNorm2d(planes, eps=eps)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes, eps=eps)
+        self.bn2 = RecomputableBatchNorm2d(planes, eps=eps)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels, eps=eps)
+        self.bn3 = RecomputableBatchNorm2d(out_channels, eps=eps)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             # The names "0" and "1" are those of the released weights; the pool before them holds none.
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, eps=eps)
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), RecomputableBatchNorm2d(out_channels, eps=eps)
             )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_audioclip import AudioCLIPAudioConfig
-from .modeling_base import AlignedPreTrainedModel
+from .modeling_base import AlignedPreTrainedModel, RecomputableBatchNorm2d
 
 logger = logging.get_logger(__name__)
 
@@ -253,17 +253,17 @@ class AudioCLIPAudioBottleneck(GradientCheckpointingLayer):
         super().__init__()
         eps = config.batch_norm_eps
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner, eps=eps)
+        self.bn1 = RecomputableBatchNorm2d(inner, eps=eps)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=config.groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner, eps=eps)
+        self.bn2 = RecomputableBatchNorm2d(inner, eps=eps)
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels, eps=eps)
+        self.bn3 = RecomputableBatchNorm2d(out_channels, eps=eps)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels, eps=eps),
+                RecomputableBatchNorm2d(out_channels, eps=eps),
             )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
