@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 DEFAULT_CHECKPOINT = str(Path(__file__).parent / "assets" / "ave-clip-tiny")
 
@@ -124,6 +125,9 @@ class _WatchedLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, registrar: _Registrar) -> None:
         self.loader = loader
         self.registrar = registrar
+
+    def __getattr__(self, name: str) -> Any:  # `python -m ave_clip` and inspect ask loaders for more
+        return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
