@@ -3,11 +3,12 @@
     python examples/train_tiny.py --output_dir ave-clip-tiny
 
 What it writes: the localizer with its processor, ready for `from_pretrained`, and `results.json`: the settings, the
-measures on validation and test clips, and those of the same network with one modality blanked. Everything else (clips,
-decoded clips, features) goes to `--work_dir` and can be deleted afterwards; what stands there is not made again.
+measures on validation and test clips, and those of the same network with one modality blanked. Everything else goes to
+`--work_dir` and can be deleted afterwards; the clips, stage 1 and features that stand there are not made again.
 """
 
 import argparse
+import json
 import logging
 import shutil
 import time
@@ -71,10 +72,11 @@ def train(args: argparse.Namespace, work: Path, seconds: dict[str, float]) -> di
     clips, stage1, features = work / "clips", work / "stage1", work / "features"
     localizer = {"model": stage1, "features_dir": features}
     timed("clips", make_clips, args, clips)
-    arguments = stage_arguments(
-        args, 1, model=CONFIGS / "audioclip.json", data_dir=clips, output_dir=stage1, cache_dir=work / "decoded"
-    )
-    results = {"stage1": timed("stage1", finetune_audioclip.main, arguments)}
+    if not (stage1 / "results.json").exists():
+        folders = {"data_dir": clips, "output_dir": stage1, "cache_dir": work / "decoded"}
+        arguments = stage_arguments(args, 1, model=CONFIGS / "audioclip.json", **folders)
+        timed("stage1", finetune_audioclip.main, arguments)
+    results = {"stage1": json.loads((stage1 / "results.json").read_text())["history"]}
     timed("stage2", extract_features.main, stage_arguments(args, 2, model=stage1, data_dir=clips, output_dir=features))
     arguments = stage_arguments(args, 3, **localizer, output_dir=work / "localizer")
     results["stage3"] = timed("stage3", train_localizer.main, arguments)
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     output.mkdir(parents=True, exist_ok=True)
     for path in (work / "localizer").iterdir():
         if path.name in ("config.json", "model.safetensors", "processor_config.json"):
-            shutil.copy(path, output)
+            shutil.copyfile(path, output / path.name)
     write_json(output / "results.json", {"seconds": seconds, "results": results, **describe_run(args, argv)})
     return results
 

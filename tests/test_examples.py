@@ -279,3 +279,32 @@ def test_every_script_explains_itself(scripts, name, capsys):
         scripts[name].main(["--help"])
     assert stopped.value.code == 0
     assert scripts[name].__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tiny_checkpoint_comes_out_of_one_command(scripts, tmp_path):
+    arguments = [
+        "--output_dir",
+        tmp_path / "tiny",
+        "--num_videos",
+        "24",
+        "--num_epochs",
+        "1",
+        "--max_steps",
+        "1",
+        "--cpu",
+    ]
+    results = scripts["tiny"].main([str(argument) for argument in arguments])
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "results.json",
+    ]
+    assert (tmp_path / "tiny" / "model.safetensors").stat().st_size <= 8_000_000
+    assert str(tmp_path) not in (tmp_path / "tiny" / "config.json").read_text()
+    written = json.loads((tmp_path / "tiny" / "results.json").read_text())
+    assert set(written["results"]) == {"stage1", "stage3", "no_audio", "no_video", "test"}
+    assert written["results"]["test"]["merge"]["segment_accuracy"] == results["test"]["merge"]["segment_accuracy"]
+    localizer = AVEClipForLocalization.from_pretrained(tmp_path / "tiny")
+    assert localizer.config.min_event_segments == 1

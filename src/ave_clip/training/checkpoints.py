@@ -91,6 +91,7 @@ def build_localizer(
     """
     names = {int(index): label for index, label in id2label.items()}
     towers = audioclip_config(encoder).to_dict()
+    towers.pop("_name_or_path", None)  # a place on this machine
     localizer = AVEClipForLocalization(AVEClipConfig(audioclip_config=towers, id2label=names, **(overrides or {})))
     for tower in TOWERS:
         getattr(localizer, tower).load_state_dict(getattr(encoder, tower).state_dict())
