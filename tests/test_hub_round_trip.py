@@ -52,6 +52,8 @@ ORDERS = {
     "transformers first": "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline; import ave_clip",
     "half loaded": "from transformers import AutoConfig; import ave_clip; from transformers import pipeline",
     "deep import": "import transformers.pipelines.base; import ave_clip; from transformers import pipeline",
+    "pipeline alone": "import ave_clip; from transformers import pipeline",
+    "a base class": "import ave_clip; from transformers import PreTrainedModel; from transformers import pipeline",
     "a configuration": "import ave_clip.configuration_audioclip; from transformers import pipeline",
     "a model": "from ave_clip import AVEClipForLocalization; from transformers import pipeline",
     "a pipeline": "import ave_clip.pipeline_ave_clip; from transformers import pipeline",

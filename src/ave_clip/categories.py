@@ -1,4 +1,4 @@
-"""Names of the classes: AVE's 28 categories in index order, and background behind the last category of any data set."""
+"""Names of the classes: AVE's 28 categories in index order, and background behind the last of any data set."""
 
 from collections.abc import Iterable
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -93,20 +94,26 @@ _STEPS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Registrar(importlib.abc.MetaPathFinder):
-    """Runs each step once its registry is loaded, but never while a module of this package is half imported.
+class _Depth(threading.local):
+    """How many watched modules this thread is in the middle of importing."""
 
-    (Importing one of our modules may load a registry on the way, whose step needs that very module.)
+    value = 0
+
+
+class _Registrar(importlib.abc.MetaPathFinder):
+    """Runs each step once its registry is loaded and no module of transformers or of this package is half imported.
+
+    (Importing a model loads registries on the way, whose steps would need that very model.)
     """
 
     def __init__(self) -> None:
         self.waiting = [name for name in _STEPS if name in sys.modules]
-        self.depth = 0  # our modules that are being imported
+        self.depth = _Depth()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _STEPS and not fullname.startswith(f"{__package__}."):
+        if not fullname.startswith(("transformers.", f"{__package__}.")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -114,7 +121,7 @@ class _Registrar(importlib.abc.MetaPathFinder):
         return spec
 
     def run_steps(self) -> None:
-        while self.waiting and not self.depth:
+        while self.waiting and not self.depth.value:
             name = self.waiting.pop(0)
             _STEPS[name](sys.modules[name])
 
@@ -133,14 +140,13 @@ class _WatchedLoader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        is_ours = module.__name__ not in _STEPS
         module.__spec__.loader = module.__loader__ = self.loader
-        self.registrar.depth += is_ours
+        self.registrar.depth.value += 1
         try:
             self.loader.exec_module(module)
         finally:
-            self.registrar.depth -= is_ours
-        if not is_ours:
+            self.registrar.depth.value -= 1
+        if module.__name__ in _STEPS:
             self.registrar.waiting.append(module.__name__)
         self.registrar.run_steps()
 
