@@ -1,6 +1,8 @@
 """Synthetic AVE: what happens when, in the layout and the files, and that nothing is shared or left behind."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from ave_clip.data.synthetic import (
     NUM_SECONDS,
     SPLITS,
     SYNTHETIC_CATEGORIES,
+    ClipScript,
     draw_script,
     generate_synthetic_ave,
+    render_clip,
 )
 from ave_clip.video_io import probe_video, read_video
 
@@ -57,11 +61,19 @@ def test_an_event_is_exactly_where_sight_and_sound_are_of_one_class():
                 assert label == script.sights[second] == script.category
 
 
-def test_events_last_two_to_ten_seconds_and_some_clips_have_none():
-    lengths = np.array([script.end - script.start for script in scripts(1500)])
+@pytest.mark.parametrize("split", SPLITS)
+def test_events_last_two_to_ten_seconds_and_some_clips_have_none(split):
+    lengths = np.array([sum(label != BACKGROUND for label in draw_script(0, split, i).labels) for i in range(600)])
     assert set(lengths) == {0, *range(2, 11)}
-    assert 0.06 < (lengths == 0).mean() < 0.15
-    assert 0.35 < 1 - lengths.sum() / (len(lengths) * NUM_SECONDS) < 0.50
+    assert (lengths == 0).mean() == pytest.approx(0.10, abs=0.02)
+    assert (lengths == 2).mean() == pytest.approx(0.045, abs=0.02)
+    assert 1 - lengths.mean() / NUM_SECONDS == pytest.approx(0.426, abs=0.015)
+
+
+def test_every_split_holds_all_classes_equally_often():
+    for split in SPLITS:
+        dealt = sorted(draw_script(0, split, index).category for index in range(32))
+        assert dealt == sorted([*range(BACKGROUND)] * 2)
 
 
 @pytest.mark.parametrize("modality", ["sights", "sounds"])
@@ -87,30 +99,54 @@ def test_the_same_seed_gives_the_same_clips_and_another_seed_others(folder, tmp_
     assert [s.labels for s in scripts(20, seed=0)] != [s.labels for s in scripts(20, seed=1)]
 
 
-def test_splits_share_no_script_and_a_larger_set_holds_the_smaller():
-    drawn = {split: {draw_script(3, split, index) for index in range(50)} for split in SPLITS}
-    contents = {split: {(s.sights, s.sounds) for s in drawn[split] if len(set(s.sights)) > 1} for split in SPLITS}
-    assert not contents["train"] & contents["test"] and not contents["train"] & contents["val"]
+def test_splits_and_seeds_share_no_instance(tmp_path):
+    """The same script in another split, at another place or of another seed looks and sounds different."""
+    script = ClipScript("train", 0, category=4, start=0, end=10, sights=(4,) * 10, sounds=(4,) * 10, silent_room=True)
+    variants = [(1, script), (2, script), *((1, replace(script, split=split)) for split in SPLITS[1:])]
+    variants.append((1, replace(script, index=1)))
+    clips = []
+    for number, (seed, variant) in enumerate(variants):
+        render_clip(seed, variant, tmp_path / f"{number}.mp4")
+        clips.append(read_video(tmp_path / f"{number}.mp4", num_frames_per_segment=1))
+    for one, other in itertools.combinations(clips, 2):
+        assert np.abs(one.waveforms - other.waveforms).mean() > 0.01
+        assert np.abs(one.frames[3].astype(float) - other.frames[3]).mean() > 5
+
+
+def test_a_larger_set_of_the_same_seed_holds_the_smaller(tmp_path):
+    for number in (1, 2):
+        generate_synthetic_ave(tmp_path / str(number), num_videos=number, num_workers=0, splits=(0, 0, 1))
+    (row,) = rows_of(tmp_path / "1/testSet.txt")
+    assert rows_of(tmp_path / "2/testSet.txt")[0] == row
+    name = f"AVE/{row[1]}.mp4"
+    assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert (tmp_path / "1/trainSet.txt").read_bytes() == b""
 
 
 def test_clips_are_ten_seconds_with_the_event_seen_and_heard(folder):
-    checked = 0
-    for category, video_id, _, start, end in rows_of(folder / "trainSet.txt"):
-        path = folder / "AVE" / f"{video_id}.mp4"
+    for row, script in zip(rows_of(folder / "trainSet.txt"), scripts(8, seed=5)):
+        path = folder / "AVE" / f"{row[1]}.mp4"
         info = probe_video(path)
         assert (info.has_video, info.has_audio, info.width, info.height) == (True, True, 192, 144)
+        assert info.duration_seconds == pytest.approx(NUM_SECONDS, abs=0.05)
         clip = read_video(path, num_frames_per_segment=12)
         assert clip.num_segments == NUM_SECONDS
         assert [len(frames) for frames in clip.frames] == [12] * NUM_SECONDS
         level = np.sqrt((clip.waveforms**2).mean(axis=1))
-        script = next(
-            s for s in scripts(8, seed=5) if (SYNTHETIC_CATEGORIES[s.category], s.start) == (category, int(start))
-        )
-        silent = [second for second in range(NUM_SECONDS) if script.sounds[second] == NOTHING]
-        if silent and int(end) > int(start):
-            assert level[int(start) : int(end)].min() > 2 * level[silent].max()
-            checked += 1
-    assert checked >= 1
+        heard = np.array(script.sounds) != NOTHING
+        if not heard.all():
+            assert level[heard].min() > 2 * level[~heard].max()
+
+
+def test_sight_and_sound_change_at_whole_seconds(tmp_path):
+    sights, sounds = (NOTHING,) * 3 + (1,) * 4 + (NOTHING,) * 3, (NOTHING,) * 3 + (6,) * 4 + (NOTHING,) * 3
+    script = ClipScript("val", 0, category=1, start=0, end=0, sights=sights, sounds=sounds, silent_room=True)
+    render_clip(0, script, tmp_path / "clip.mp4")
+    clip = read_video(tmp_path / "clip.mp4", num_frames_per_segment=12)
+    loud = np.flatnonzero(np.abs(clip.waveforms.reshape(-1)) > 0.01) / clip.sampling_rate
+    assert loud[[0, -1]] == pytest.approx([3, 7], abs=0.03)
+    redness = [np.percentile(frame[..., 0].astype(int) - frame[..., 2], 99) for frame in np.concatenate(clip.frames)]
+    assert min(redness[36:84]) > 1.3 * max(redness[:36] + redness[84:])
 
 
 def test_an_existing_folder_is_not_touched_without_leave(folder):
@@ -130,6 +166,27 @@ def test_overwriting_replaces_a_synthetic_set_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="not an earlier synthetic data set"):
         generate_synthetic_ave(tmp_path / "mine", num_videos=3, overwrite=True)
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    def stop(done: int, total: int) -> None:
+        assert (done, total) == (1, 3)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        generate_synthetic_ave(tmp_path / "set", num_videos=3, num_workers=0, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_filled_while_rendering_is_not_replaced(tmp_path):
+    def intrude(done: int, total: int) -> None:
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set/thesis.txt").write_text("precious")
+
+    with pytest.raises(ValueError, match="is not empty"):
+        generate_synthetic_ave(tmp_path / "set", num_videos=3, num_workers=0, progress=intrude)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert (tmp_path / "set/thesis.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

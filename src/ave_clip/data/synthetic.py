@@ -370,7 +370,7 @@ def generate_synthetic_ave(
     scripts = [draw_script(seed, split, index) for split in SPLITS for index in range(counts[split])]
     video_ids = _draw_video_ids(seed, scripts)
     summary = _summarize(target, seed, counts, scripts)
-    with _folder_in_the_making(target) as folder:
+    with _folder_in_the_making(target, overwrite) as folder:
         (folder / "AVE").mkdir()
         paths = [str(folder / "AVE" / f"{video_id}.mp4") for video_id in video_ids]
         _render_all(seed, scripts, paths, num_workers, progress)
@@ -454,7 +454,7 @@ def _summarize(target: Path, seed: int, counts: dict[str, int], scripts: Sequenc
 
 
 @contextmanager
-def _folder_in_the_making(target: Path) -> Iterator[Path]:
+def _folder_in_the_making(target: Path, overwrite: bool) -> Iterator[Path]:
     """Give a new folder beside `target` that takes its place at the end, or vanishes if anything fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -462,11 +462,22 @@ def _folder_in_the_making(target: Path) -> Iterator[Path]:
         folder = workshop / "new"
         folder.mkdir()
         yield folder
-        if target.exists():
-            target.rename(workshop / "old")
-        folder.rename(target)
+        _check_target(target, overwrite)  # again: rendering takes minutes, in which others may have used the name
+        _put_in_place(folder, target, workshop / "old")
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, target: Path, aside: Path) -> None:
+    """Rename `folder` to `target`; what stood there goes to `aside`, and comes back if the renaming fails."""
+    if target.exists():
+        target.rename(aside)
+    try:
+        folder.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
 
 
 def _render_all(

@@ -106,8 +106,6 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np
             return _butterfly(u, v, phase)
         case "wave":
             return np.maximum(np.abs(v - 0.34 * np.sin(4.5 * u + 2 * np.pi * phase)) - 0.3, np.abs(u) - 1.3)
-        case "petals":
-            return radius - (0.72 + 0.36 * np.cos(4 * angle))
     raise ValueError(f"Unknown shape {shape!r}.")
 
 
