@@ -64,6 +64,7 @@ class AudioCLIPVisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.depths = tuple(self.depths)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here, too, so that a wrong value is a plain ValueError
 
     @property
     def hidden_size(self) -> int:
@@ -147,6 +148,7 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.depths = tuple(self.depths)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here, too, so that a wrong value is a plain ValueError
 
     @property
     def hidden_size(self) -> int:
@@ -238,6 +240,8 @@ class AudioCLIPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.towers = tuple(self.towers)
         super().__post_init__(**kwargs)
+        self.validate_towers()
+        self.validate_projection()
         if self.projection_dim is None:
             self.projection_dim = self.vision_config.projection_dim
         for tower_config in (self.text_config, self.vision_config, self.audio_config):

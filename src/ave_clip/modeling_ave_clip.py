@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ave_clip import AVEClipConfig
+from .modeling_base import AlignedPreTrainedModel
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
 
@@ -304,7 +304,7 @@ class AVEClipCategoryHead(nn.Module):
         return self.classifier(self.dropout(hidden)), hidden
 
 
-class AVEClipPreTrainedModel(PreTrainedModel):
+class AVEClipPreTrainedModel(AlignedPreTrainedModel):
     """Weight initialisation and loading of AVE-CLIP models."""
 
     config: AVEClipConfig
