@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch.utils.data import DataLoader
@@ -29,7 +28,7 @@ from ave_clip.training.arguments import (
 )
 from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import collate_clips
-from ave_clip.training.metrics import localization_metrics
+from ave_clip.training.prediction import measure_decoders, predict_clips
 
 logger = get_logger("evaluate_localizer")
 COLUMNS = {
@@ -72,29 +71,14 @@ def build_dataloaders(args: argparse.Namespace, processor: AVEClipProcessor, id2
     )
 
 
-@torch.no_grad()
-def evaluate(args, accelerator: Accelerator, localizer, loader: DataLoader) -> tuple[list, list, list]:
-    """Run over the split; the logits `(T, C)`, labels `(T,)` and row number of every clip that could be read."""
-    localizer.eval()
-    logits, labels, rows = [], [], []
-    for batch in loader:
-        true, row = batch.pop("labels"), batch.pop("rows")
-        output = localizer(**batch)
-        gathered = accelerator.gather_for_metrics((output.logits, true, row))
-        for kept, values in zip((logits, labels, rows), gathered):
-            kept.extend(values.cpu())
-    return logits, labels, rows
-
-
-def decode(processor: AVEClipProcessor, logits: list, decoder: str, shortest: int) -> list:
-    """Post-process every clip; class ids per segment."""
-    ids = {label: index for index, label in processor.id2label.items()}
-    decoded = []
-    for clip in logits:
-        output = {"logits": clip.unsqueeze(0)}
-        video = processor.post_process_localization(output, min_event_segments=shortest, decoder=decoder)[0]
-        decoded.append([ids[segment["label"]] for segment in video["segments"]])
-    return decoded
+def evaluate(args, accelerator: Accelerator, localizer, loader: DataLoader) -> tuple[dict[str, dict], int]:
+    """Run over the split; the measures of each decoder, and how many clips could not be read."""
+    shortest = args.min_event_segments or accelerator.unwrap_model(localizer).config.min_event_segments
+    probabilities, labels, rows = predict_clips(accelerator, localizer, loader)
+    missing = len(loader.dataset) - len(rows)
+    if missing:
+        logger.warning("%d of %d clips could not be read and count nowhere.", missing, len(loader.dataset))
+    return measure_decoders(probabilities, labels, shortest, args.decoders), missing
 
 
 def show(results: dict[str, dict]) -> None:
@@ -115,18 +99,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     localizer = AVEClipForLocalization.from_pretrained(args.model)
     processor = AVEClipProcessor.from_pretrained(args.model)
-    processor.id2label = id2label = localizer.config.id2label
-    loader = build_dataloaders(args, processor, id2label)
-    shortest = args.min_event_segments or localizer.config.min_event_segments
+    loader = build_dataloaders(args, processor, localizer.config.id2label)
     localizer, loader = accelerator.prepare(localizer, loader)
-    logits, labels, rows = evaluate(args, accelerator, localizer, loader)
-    missing = len(loader.dataset) - len(rows)
-    if missing:
-        logger.warning("%d of %d clips could not be read and count nowhere.", missing, len(loader.dataset))
-    results = {
-        decoder: localization_metrics(decode(processor, logits, decoder, shortest), labels, len(id2label))
-        for decoder in args.decoders
-    }
+    results, missing = evaluate(args, accelerator, localizer, loader)
     if accelerator.is_main_process:
         show(results)
         content = {"split": args.split, "unreadable": missing, "decoders": results, **describe_run(args, argv)}

@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset
 import ave_clip
 from ave_clip import AVEClipConfig, AVEClipProcessor
 from ave_clip.data import generate_synthetic_ave, load_ave
-from ave_clip.events import DECODERS, decode_labels
 from ave_clip.training.arguments import (
     add_run_arguments,
     build_accelerator,
@@ -49,7 +48,8 @@ from ave_clip.training.checkpoints import (
 )
 from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import FeatureStore, collate_clips
-from ave_clip.training.metrics import localization_metrics, segment_accuracy
+from ave_clip.training.metrics import segment_accuracy
+from ave_clip.training.prediction import measure_decoders, predict_clips
 
 logger = get_logger("train_localizer")
 SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / "synthetic"
@@ -190,31 +190,13 @@ def train_epoch(args, accelerator: Accelerator, localizer, optimizer, scheduler,
     return float(np.mean(losses))
 
 
-@torch.no_grad()
 def evaluate(args, accelerator: Accelerator, localizer, loader: DataLoader) -> tuple[list, list]:
     """Run over a split; the probabilities `(T, C)` and labels `(T,)` of every clip."""
-    localizer.eval()
-    probabilities, labels = [], []
-    for batch in loader:
-        output = localizer(**model_inputs(batch, args.blank_modality))
-        padded = accelerator.pad_across_processes((output.logits, batch["labels"]), dim=1, pad_index=-100)
-        logits, true = accelerator.gather_for_metrics(padded)
-        for clip_logits, clip_labels in zip(logits.float().softmax(dim=-1).cpu(), true.cpu()):
-            kept = clip_labels != -100
-            probabilities.append(clip_logits[kept].numpy())
-            labels.append(clip_labels[kept].numpy())
-    return probabilities, labels
 
+    def prepare(inputs):
+        return model_inputs(inputs, args.blank_modality)
 
-def measure(probabilities: list, labels: list, localizer) -> dict[str, dict]:
-    """All measures for each decoder."""
-    num_labels, shortest = localizer.config.num_labels, localizer.config.min_event_segments
-    return {
-        decoder: localization_metrics(
-            [decode_labels(clip, decoder, shortest) for clip in probabilities], labels, num_labels
-        )
-        for decoder in DECODERS
-    }
+    return predict_clips(accelerator, localizer, loader, prepare)[:2]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
@@ -264,12 +246,13 @@ def finish(
     args, argv, accelerator: Accelerator, localizer, loaders, history, processor, fingerprint
 ) -> dict[str, dict]:
     """Measure the chosen localizer on validation and, this once, on the test split; write and return the results."""
-    model = accelerator.unwrap_model(localizer)
-    results = {"validation": measure(*evaluate(args, accelerator, localizer, loaders["validation"]), model)}
+    shortest = accelerator.unwrap_model(localizer).config.min_event_segments
+    predictions = evaluate(args, accelerator, localizer, loaders["validation"])
+    results = {"validation": measure_decoders(*predictions, shortest)}
     test = open_split(args, "test", processor, fingerprint)
     if test is not None:
         loader = accelerator.prepare(build_dataloader(args, test, False))
-        results["test"] = measure(*evaluate(args, accelerator, localizer, loader), model)
+        results["test"] = measure_decoders(*evaluate(args, accelerator, localizer, loader), shortest)
     if accelerator.is_main_process:
         content = {**results, "history": history, **describe_run(args, argv)}
         write_json(Path(args.output_dir) / "results.json", content)

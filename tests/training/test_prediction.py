@@ -1,0 +1,61 @@
+"""Predictions of a split: every clip once, without its padding."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers.utils import ModelOutput
+
+from ave_clip.training.features import collate_clips
+from ave_clip.training.prediction import measure_decoders, predict_clips
+
+
+class Echo(torch.nn.Module):
+    """Gives the audio features back as logits."""
+
+    def forward(self, audio_features, segment_mask):
+        return ModelOutput(logits=audio_features)
+
+
+def make_clips():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "row": torch.tensor(row),
+            "labels": torch.randint(3, (length,), generator=generator),
+            "audio_features": torch.randn(length, 3, generator=generator),
+        }
+        for row, length in ((4, 2), (9, 5), (1, 3))
+    ]
+
+
+def predict(clips, batch_size=2, **options):
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(DataLoader(clips, batch_size, collate_fn=collate_clips))
+    return predict_clips(accelerator, Echo(), loader, **options)
+
+
+def test_every_clip_comes_back_once_without_padding():
+    clips = make_clips()
+    probabilities, labels, rows = predict(clips)
+    assert rows == [4, 9, 1]
+    for clip, predicted, true in zip(clips, probabilities, labels):
+        np.testing.assert_allclose(predicted, clip["audio_features"].softmax(dim=-1).numpy(), rtol=1e-6)
+        assert true.tolist() == clip["labels"].tolist()
+
+
+def test_a_batch_can_be_changed_before_the_model_sees_it():
+    def blank(inputs):
+        return {**inputs, "audio_features": torch.zeros_like(inputs["audio_features"])}
+
+    probabilities, _, _ = predict(make_clips(), prepare=blank)
+    assert all((clip == np.float32(1 / 3)).all() for clip in probabilities)
+
+
+def test_decoders_are_measured_side_by_side():
+    labels = [np.array([0, 0, 0, 2, 0, 0, 0])]
+    probabilities = [np.eye(3)[labels[0]] * 0.8 + 0.1]
+    results = measure_decoders(probabilities, labels, 3, ("merge", "none"))
+    assert results["none"]["segment_accuracy"] == 1.0
+    assert results["merge"]["segment_accuracy"] == 6 / 7
+    assert measure_decoders(probabilities, labels, 1, ("merge",))["merge"]["segment_accuracy"] == 1.0
