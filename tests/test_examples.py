@@ -147,7 +147,7 @@ def test_stage_2_keeps_what_the_towers_say_about_each_clip(work, stage3):
         torch.testing.assert_close(row["image_features"], image[0])
         torch.testing.assert_close(row["audio_features"], audio[0])
         assert row["labels"].tolist() == clip["labels"][0].tolist()
-        assert row["rows"] == clip["rows"][0]
+        assert row["row"] == clip["rows"][0]
 
 
 def test_stage_2_goes_on_where_it_stopped(scripts, work, stage2):

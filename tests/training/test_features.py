@@ -40,7 +40,7 @@ def test_rows_come_back_bit_for_bit_in_their_order(tmp_path):
     assert store.rows == [7, 3, 9]
     for index, row in enumerate(store.rows):
         clip, expected = store[index], make_clip(row)
-        assert int(clip["rows"]) == row
+        assert int(clip["row"]) == row
         assert clip["segment_mask"].all()
         for name in ("labels", "image_features", "audio_features"):
             torch.testing.assert_close(clip[name], expected[name], rtol=0, atol=0)
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_named(tmp_path):
     writer.finish("train")
     writer.path(1).write_bytes(b"nonsense" * 4)
     store = FeatureStore(tmp_path)
-    assert int(store[0]["rows"]) == 7
+    assert int(store[0]["row"]) == 7
     with pytest.raises(FeatureStoreError, match=r"shard-00001.safetensors is missing or damaged"):
         store[2]
     with pytest.raises(FeatureStoreError, match="is damaged"):

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
+from ..data.annotations import IGNORED_LABEL
+from ..data.decoding import open_video
 from .arguments import write_json
-from .metrics import IGNORED
 
 logger = logging.get_logger(__name__)
 
@@ -53,12 +54,10 @@ class ClipReader(Dataset):
         """
         example = self.examples[index]
         labels = torch.tensor(example["labels"])
-        video = example["video"]
-        source = video["bytes"] if video.get("bytes") is not None else video["path"]
         try:
-            inputs = self.processor(videos=source, **self.options)
+            inputs = self.processor(videos=open_video(example["video"]), **self.options)
         except (ValueError, OSError) as error:
-            return {"row": example["row"], "error": f"{video.get('path')}: {error}"}
+            return {"row": example["row"], "error": f"{example['video'].get('path')}: {error}"}
         arrays = {name: inputs[name][0] for name in ("pixel_values", "frame_mask", "input_values")}
         arrays = {name: _fit_length(array, len(labels)) for name, array in arrays.items()}
         return {"row": torch.tensor(example["row"]), "labels": labels, **arrays}
@@ -181,7 +180,7 @@ def _new_arrays(folder: Path, num_clips: int, clip: Mapping[str, np.ndarray]) ->
         )
         for name, values in clip.items()
     }
-    arrays["labels"][:] = IGNORED
+    arrays["labels"][:] = IGNORED_LABEL
     return arrays
 
 

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from ..data.collation import collate_rows
 from .arguments import write_json
-from .metrics import IGNORED
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -177,10 +176,11 @@ class FeatureStore(Dataset):
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one row: `rows` (its number, a scalar), `labels` and `segment_mask` `(T,)`, and both features."""
+        """Return one row: `row` (its number, a scalar), `labels` and `segment_mask` `(T,)`, and both features."""
         file, position = self._places[index]
         shard = self._shard(file)
-        return {name: shard.get_slice(name)[position] for name in shard.keys()}  # noqa: SIM118
+        clip = {name: shard.get_slice(name)[position] for name in shard.keys()}  # noqa: SIM118
+        return {"row": clip.pop("rows"), **clip}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files do not travel to workers
@@ -214,15 +214,7 @@ class FeatureStore(Dataset):
 
 
 def collate_clips(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Batch clips of possibly different lengths, from `FeatureStore` or `ClipReader`; unreadable ones are left out.
-
-    Args:
-        clips (`Sequence[Mapping[str, Any]]`): Each with `row` or `rows` (scalar), `labels` `(T,)`, optionally
-            `segment_mask` `(T,)`, and any other tensors whose first dimension is T; or with an `error`.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `rows` `(R,)`, and every other tensor as `(R, T, ...)`. Padding is -100 in `labels`,
-        `False` in `segment_mask` and 0 elsewhere.
+    """Batch clips of `FeatureStore` or `ClipReader` by `collate_rows`; unreadable ones (with an `error`) are left out.
 
     Raises:
         ValueError: where no clip could be read.
@@ -230,14 +222,7 @@ def collate_clips(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]
     readable = [clip for clip in clips if "error" not in clip]
     if not readable:
         raise ValueError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
-    batch = {"rows": torch.stack([torch.as_tensor(clip["rows" if "rows" in clip else "row"]) for clip in readable])}
-    masks = [clip.get("segment_mask", torch.ones(len(clip["labels"]), dtype=torch.bool)) for clip in readable]
-    batch["segment_mask"] = pad_sequence(masks, True, False)
-    for name in readable[0]:
-        if name not in ("row", "rows", "segment_mask"):
-            padding = IGNORED if name == "labels" else 0
-            batch[name] = pad_sequence([clip[name] for clip in readable], True, padding)
-    return batch
+    return collate_rows(readable)
 
 
 def _shard_metadata(path: Path) -> dict[str, str]:

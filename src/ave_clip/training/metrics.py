@@ -1,7 +1,7 @@
 """How well per-second labels match the truth: the one segment accuracy of this project, and its neighbours.
 
 Every function takes the videos apart (a sequence of label arrays, one per video, of any lengths) and never averages
-over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is `IGNORED` (-100)
+over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is `IGNORED_LABEL` (-100)
 count nowhere. `background` is the class id that means "no event"; every other id is an event class.
 
 Definitions:
@@ -21,9 +21,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..data.annotations import IGNORED_LABEL
 from ..events import group_segments
-
-IGNORED = -100
 
 # What is counted in each video; every pooled measure is a ratio of sums of these.
 COUNT_NAMES = (
@@ -52,8 +51,8 @@ def segment_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequ
         ValueError: where the two do not hold the same number of videos or of segments.
     """
     pairs = _check_pairs(predictions, labels)
-    right = sum(int(((predicted == true) & (true != IGNORED)).sum()) for predicted, true in pairs)
-    return _ratio(right, sum(int((true != IGNORED).sum()) for _, true in pairs))
+    right = sum(int(((predicted == true) & (true != IGNORED_LABEL)).sum()) for predicted, true in pairs)
+    return _ratio(right, sum(int((true != IGNORED_LABEL).sum()) for _, true in pairs))
 
 
 def confusion_matrix(
@@ -74,7 +73,7 @@ def confusion_matrix(
     """
     matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
     for predicted, true in _check_pairs(predictions, labels, num_labels):
-        kept = true != IGNORED
+        kept = true != IGNORED_LABEL
         np.add.at(matrix, (true[kept], predicted[kept]), 1)
     return matrix
 
@@ -88,7 +87,7 @@ def event_spans(labels: Sequence[int], background: int) -> list[tuple[int, int, 
     [(3, 1, 3), (3, 4, 5), (5, 5, 6)]
     """
     runs = group_segments([int(label) for label in labels], background)
-    return [run for run in runs if run[0] != IGNORED]
+    return [run for run in runs if run[0] != IGNORED_LABEL]
 
 
 def count_event_matches(
@@ -188,7 +187,7 @@ def video_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequen
     """Share of the videos with an event whose main predicted event label is the true one; `nan` without any."""
     right, total = 0, 0
     for predicted, true in _check_pairs(predictions, labels):
-        kept = true != IGNORED
+        kept = true != IGNORED_LABEL
         expected = _main_label(true[kept], background)
         if expected is not None:
             total += 1
@@ -203,7 +202,7 @@ def reference_points(labels: Iterable[Sequence[int]], background: int) -> dict[s
         `dict[str, float]`: `all_background` (always predicts background) and `never_background` (knows each video's
         class and predicts it in every segment).
     """
-    counts = [((true != IGNORED).sum(), (true == background).sum()) for true in map(np.asarray, labels)]
+    counts = [((true != IGNORED_LABEL).sum(), (true == background).sum()) for true in map(np.asarray, labels)]
     segments, empty = np.asarray(counts, dtype=np.int64).reshape(-1, 2).sum(axis=0)
     return {"all_background": _ratio(empty, segments), "never_background": _ratio(segments - empty, segments)}
 
@@ -298,7 +297,7 @@ def _check_pairs(
 
 
 def _check_range(index: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
-    kept = true != IGNORED
+    kept = true != IGNORED_LABEL
     ids = np.concatenate([predicted[kept], true[kept]])
     if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
         raise ValueError(
@@ -314,8 +313,8 @@ def _can_match(event: tuple[int, float, float], other: tuple[int, float, float],
 
 
 def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou: float) -> tuple[int, ...]:
-    kept = true != IGNORED
-    predicted = np.where(kept, predicted, IGNORED)
+    kept = true != IGNORED_LABEL
+    predicted = np.where(kept, predicted, IGNORED_LABEL)
     right = kept & (predicted == true)
     predicted_events, true_events = event_spans(predicted, background), event_spans(true, background)
     return (

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..data.annotations import IGNORED_LABEL
 from .clips import ClipCache
-from .metrics import IGNORED
 
 
 class SegmentPairs(Dataset):
@@ -33,7 +33,7 @@ class SegmentPairs(Dataset):
         one_per_video: bool = False,
     ):
         self.cache, self.is_random, self.max_shift = cache, is_random, max_shift
-        is_event = (cache.labels != background) & (cache.labels != IGNORED) & cache.frame_mask.any(axis=2)
+        is_event = (cache.labels != background) & (cache.labels != IGNORED_LABEL) & cache.frame_mask.any(axis=2)
         places = [np.flatnonzero(segments) for segments in is_event]
         self.places = [
             (clip, int(segment))
