@@ -1,8 +1,8 @@
 """How well per-second labels match the truth: the one segment accuracy of this project, and its neighbours.
 
 Every function takes the videos apart (a sequence of label arrays, one per video, of any lengths) and never averages
-over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is `IGNORED_LABEL` (-100)
-count nowhere. `background` is the class id that means "no event"; every other id is an event class.
+over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is -100 count nowhere.
+`background` is the class id that means "no event"; every other id is an event class.
 
 Definitions:
 
