@@ -146,7 +146,8 @@ def convert_audioclip(
     checkpoint, out_dir = Path(checkpoint), Path(out_dir)
     _check_output(out_dir)
     dtype = _parse_dtype(dtype)
-    original = _read_checkpoint(checkpoint)
+    # Mapped, what is written as it stands is never copied; not mapped, what is cast can be given back at once.
+    original = _read_checkpoint(checkpoint, mapped=dtype == torch.float32)
     kind = recognise_checkpoint(original)
     sha256 = _file_sha256(checkpoint)
     report = ConversionReport(
@@ -231,14 +232,14 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The file's state dict, mapped into memory where its format allows; no code from it is run."""
+def _read_checkpoint(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
+    """The file's state dict, mapped into memory if wanted and where its format allows; no code from it is run."""
     if not path.is_file():
         raise ConversionError(f"There is no file {path}.")
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"  # before torch 1.6 files were plain pickles, which cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         raise ConversionError(
             f"{path} was refused: it holds something other than tensors, which could run code when loaded, or it is "
@@ -303,7 +304,8 @@ def _convert_tensors(
         raise ConversionError(f"These are not the weights of the released {report.kind}. {'; '.join(complaints)}.")
     _sort_out_rest(set(original) - used, report)
     report.num_tensors = len(tensors)
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
+    original.clear()  # so that each tensor is given back as soon as its cast copy stands; the largest come last
+    return {name: _cast(name, tensors.pop(name), dtype) for name in sorted(tensors, key=lambda n: tensors[n].numel())}
 
 
 def _part_of(value: torch.Tensor, source: str, part: int | None) -> torch.Tensor:
