@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch.utils.data import DataLoader, Subset
 
+from ave_clip.categories import labels_with_background
 from ave_clip.data import load_ave
 from ave_clip.training.arguments import (
     add_run_arguments,
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     encoder = load_encoder(args.model)
     categories = load_ave(args.data_dir, split=args.splits[0]).features["category"].names
-    id2label = dict(enumerate([*categories, "background"]))
+    id2label = labels_with_background(categories)
     localizer = build_localizer(encoder, id2label, {"visual_feature_type": args.visual_feature_type})
     localizer.to(accelerator.device).eval()
     processor = build_processor(
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         load_feature_extractor(args.model, audioclip_config(encoder)),
         args.num_frames_per_segment,
         args.segment_seconds,
-        id2label,
+        localizer.config,
     )
     started = time.perf_counter()
     manifests = {split: extract_split(args, split, localizer, processor, accelerator) for split in args.splits}

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import ave_clip
 from ave_clip import AVEClipConfig, AVEClipProcessor
+from ave_clip.categories import labels_with_background
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.arguments import (
     add_run_arguments,
@@ -133,7 +134,7 @@ def build_localizer_and_processor(args: argparse.Namespace):
     overrides = parse_overrides(args.localizer, AVEClipConfig)
     if args.data_dir:
         categories = load_ave(args.data_dir, split="train").features["category"].names
-        id2label = dict(enumerate([*categories, "background"]))
+        id2label = labels_with_background(categories)
         grid = (args.num_frames_per_segment, args.segment_seconds)
     else:
         manifest = FeatureStore(Path(args.features_dir) / "train").manifest
@@ -143,7 +144,7 @@ def build_localizer_and_processor(args: argparse.Namespace):
     localizer = build_localizer(encoder, id2label, overrides)
     config = audioclip_config(encoder)
     extractor = load_feature_extractor(args.model, config)
-    return localizer, build_processor(config, extractor, *grid, localizer.config.id2label)
+    return localizer, build_processor(config, extractor, *grid, localizer.config)
 
 
 def build_optimizer(args: argparse.Namespace, localizer, steps_per_epoch: int):

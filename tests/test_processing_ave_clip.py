@@ -129,6 +129,16 @@ def test_saving_and_loading_keeps_the_processor(processor, tmp_path):
     assert loaded.id2label == {0: "Bell", 1: "Bark", 2: "Clap", 3: "background"}
 
 
+def test_the_shortest_event_is_3_segments_unless_the_checkpoint_or_the_call_says_otherwise(processor, tmp_path):
+    output = output_of([[3, 3, 3, 1, 1, 3, 3, 3]])
+    assert processor.post_process_localization(output)[0]["events"] == []
+    assert len(processor.post_process_localization(output, min_event_segments=1)[0]["events"]) == 1
+    processor.min_event_segments = 2
+    processor.save_pretrained(tmp_path)
+    loaded = AVEClipProcessor.from_pretrained(tmp_path)
+    assert len(loaded.post_process_localization(output)[0]["events"]) == 1
+
+
 def test_options_of_a_call_override_the_saved_ones(processor, tmp_path):
     path = write_recording(tmp_path / "clip.mp4", 2.0)
     inputs = processor(videos=path, num_frames_per_segment=4, segment_seconds=0.5, return_tensors="pt")

@@ -48,6 +48,8 @@ class AVEClipProcessor(ProcessorMixin):
             For the frames; holds `num_frames_per_segment` and `segment_seconds`.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, as in the model's configuration, for `post_process_localization`.
+        min_event_segments (`int`, *optional*, defaults to 3):
+            Default of `post_process_localization`, as in the model's configuration.
 
     Example:
 
@@ -62,8 +64,9 @@ class AVEClipProcessor(ProcessorMixin):
 
     valid_processor_kwargs = AVEClipProcessorKwargs
 
-    def __init__(self, feature_extractor=None, video_processor=None, id2label=None, **kwargs):
+    def __init__(self, feature_extractor=None, video_processor=None, id2label=None, min_event_segments=3, **kwargs):
         super().__init__(feature_extractor, video_processor, **kwargs)
+        self.min_event_segments = min_event_segments
         self.id2label = None if id2label is None else {int(index): label for index, label in id2label.items()}
 
     @property
@@ -193,7 +196,7 @@ class AVEClipProcessor(ProcessorMixin):
     def post_process_localization(
         self,
         outputs: Any,
-        min_event_segments: int = 3,
+        min_event_segments: int | None = None,
         decoder: str = "merge",
         durations: Sequence[float] | None = None,
         segment_mask: torch.Tensor | None = None,
@@ -203,8 +206,9 @@ class AVEClipProcessor(ProcessorMixin):
         Args:
             outputs ([`AVEClipLocalizationOutput`]):
                 Anything with `logits` of shape `(batch_size, num_segments, num_labels)`, background last.
-            min_event_segments (`int`):
-                Shortest run for `"merge"`, shortest event for `"viterbi"`; 1 changes nothing.
+            min_event_segments (`int`, *optional*):
+                Shortest run for `"merge"`, shortest event for `"viterbi"`; 1 changes nothing. By default the
+                processor's own: 3 unless its checkpoint says otherwise.
             decoder (`str`):
                 `"merge"` (the paper), `"single_event"` (the most probable labelling with at most one event),
                 `"viterbi"` (the most probable one without short events, for untrimmed video) or `"none"` (argmax).
@@ -223,13 +227,14 @@ class AVEClipProcessor(ProcessorMixin):
         """
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
         probabilities = logits.detach().float().softmax(dim=-1).cpu().numpy().astype(np.float64)
+        shortest = self.min_event_segments if min_event_segments is None else min_event_segments
         lengths = self._lengths(probabilities.shape, durations, segment_mask)
         names = self._names(probabilities.shape[-1])
         seconds = self.video_processor.segment_seconds
         results = []
         for row, length in enumerate(lengths):
             video = probabilities[row, :length]
-            labels = decode_labels(video, decoder, min_event_segments)
+            labels = decode_labels(video, decoder, shortest)
             results.append(describe(labels, video, names, seconds, None if durations is None else durations[row]))
         return results
 

@@ -43,7 +43,7 @@ def build_processor(
     feature_extractor: AudioCLIPFeatureExtractor,
     num_frames_per_segment: int,
     segment_seconds: float = 1.0,
-    id2label: Mapping[int, str] | None = None,
+    localizer: AVEClipConfig | None = None,
 ) -> AVEClipProcessor:
     """Make the processor that feeds AudioCLIP's towers from video files.
 
@@ -52,7 +52,7 @@ def build_processor(
         feature_extractor (`AudioCLIPFeatureExtractor`): For the sound.
         num_frames_per_segment (`int`): Frames of each segment.
         segment_seconds (`float`): Length of a segment.
-        id2label (`Mapping[int, str]`, *optional*): Names of the classes.
+        localizer (`AVEClipConfig`, *optional*): Gives the names of the classes and the default of post-processing.
     """
     side = config.vision_config.image_size
     video_processor = AVEClipVideoProcessor(
@@ -61,8 +61,10 @@ def build_processor(
         num_frames_per_segment=num_frames_per_segment,
         segment_seconds=segment_seconds,
     )
-    names = None if id2label is None else dict(id2label)
-    return AVEClipProcessor(feature_extractor=feature_extractor, video_processor=video_processor, id2label=names)
+    decoding = {}
+    if localizer is not None:
+        decoding = {"id2label": localizer.id2label, "min_event_segments": localizer.min_event_segments}
+    return AVEClipProcessor(feature_extractor=feature_extractor, video_processor=video_processor, **decoding)
 
 
 def load_encoder(source: str | os.PathLike) -> AudioCLIPModel | AVEClipForLocalization:
