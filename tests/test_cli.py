@@ -60,6 +60,13 @@ def test_the_table_names_every_video(checkpoint, files):
     assert "a clip.mp4" in result.stdout and "-dash.mp4" in result.stdout
 
 
+def test_a_pipe_is_written_and_a_folder_refused(checkpoint, files, tmp_path):
+    good, _, _ = files
+    result = run("localize", str(good), "--model", checkpoint, "--format", "jsonl", "--output", "/dev/stdout")
+    assert json.loads(result.stdout)["video"] == str(good)
+    assert run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path)).returncode == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("localize",), ("localize", "x.mp4", "--format", "xml"), ("localize", "x.mp4", "--decoder", "no"), ("nonsense",)],

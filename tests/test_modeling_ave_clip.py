@@ -210,6 +210,24 @@ def test_weak_supervision_scores_the_mean_probability_of_the_video():
     assert_close(video_level_loss(output.logits, labels, mask), expected)
 
 
+def test_a_video_that_is_all_padding_counts_in_no_loss():
+    model, mask = tiny_localizer(supervision="weak"), torch.tensor([[True, True], [False, False]])
+    inputs, labels = features(2, 2), torch.tensor([1, 0])
+    inputs["image_features"].requires_grad_()
+    both = model(**inputs, segment_mask=mask, labels=labels).loss
+    alone = model(**{name: value[:1] for name, value in inputs.items()}, labels=labels[:1]).loss
+    assert_close(both, alone)
+    both.backward()
+    assert inputs["image_features"].grad.isfinite().all()
+
+
+def test_nan_under_the_padding_does_not_reach_the_gradients(localizer):
+    inputs, mask = features(1, 4), torch.tensor([[True, True, True, False]])
+    inputs["image_features"][:, 3] = torch.nan
+    localizer(**inputs, segment_mask=mask, labels=torch.zeros(1, 4, dtype=torch.long)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in localizer.parameters() if p.grad is not None)
+
+
 def test_saving_and_loading_is_bit_exact(localizer, tmp_path):
     localizer.save_pretrained(tmp_path)
     loaded = AVEClipForLocalization.from_pretrained(tmp_path)
@@ -271,6 +289,10 @@ def wrong_inputs():
         ({**good, "labels": torch.zeros(2, 5)}, "class indices"),
         ({**good, "segment_mask": torch.tensor([[True, False, True, True, True]] * 2)}, "row 0"),
         ({**good, "segment_mask": torch.ones(2, 4)}, "segment_mask"),
+        ({**raw(), "segment_mask": torch.ones(2, 5)}, r"\(2, 3\), got \(2, 5\)"),
+        ({**raw(), "frame_mask": torch.ones(2, 3, 3)}, r"\(2, 3, 2\), got \(2, 3, 3\)"),
+        ({**good, "frame_mask": torch.ones(2, 5, 2)}, "no frames any more"),
+        ({"image_features": torch.zeros(1, 0, 4, 24), "audio_features": torch.zeros(1, 0, 24)}, "over the same"),
         ({"pixel_values": torch.randn(2, 3, 3, 64, 64), "input_values": torch.randn(2, 3, 80)}, "must have the shape"),
         ({**raw(), "input_values": torch.randn(2, 4, 8000)}, r"\(2, 3\), got \(2, 4, 8000\)"),
     ]
@@ -298,6 +320,13 @@ def test_wrong_input_is_named(localizer, inputs, message):
         ({"id2label": {0: "background", 1: "Bell"}}, "must be the last class"),
         ({"id2label": {1: "Bell", 2: "background"}}, "keys 0..1"),
         ({"image_feature_size": 512}, "the model's own tower gives 24"),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"window_sizes": 5}, "window_sizes"),
+        ({"event_loss_weight": float("nan")}, "got nan"),
+        ({"id2label": ["Bell", "background"]}, "must be a dictionary"),
+        ({"id2label": {0: "Bell", 1: "bell", 2: "background"}}, "twice"),
+        ({"num_labels": 7}, "names 4 classes"),
+        ({"audioclip_config": {"vision_config": {"widht": 8}}}, "Did you mean `width`"),
     ],
 )
 def test_wrong_configuration_is_named(values, message):

@@ -1,5 +1,8 @@
 """The pipeline on real files: one, many, long, incomplete and unreadable ones."""
 
+from types import SimpleNamespace
+
+import av
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from transformers import pipeline
 
 import ave_clip  # noqa: F401
 from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, window_starts
+from ave_clip.video_io import probe_video
 
 from .conftest import tiny_processor
 from .media import cut_off, write_recording
@@ -109,6 +113,30 @@ def test_a_truncated_video_gives_the_part_that_is_there(localizer, tmp_path):
     assert 1 <= len(result["segments"]) < 8
 
 
+def test_a_file_that_declares_no_duration_has_its_real_times(localizer, tmp_path):
+    whole = write_recording(tmp_path / "clip.webm", 4.0)
+    live = tmp_path / "live.webm"
+    with av.open(str(whole)) as source, live.open("wb") as target:
+        unseekable = SimpleNamespace(write=target.write)  # as a browser's recorder or a pipe writes it
+        with av.open(unseekable, "w", format="webm", options={"live": "1"}) as container:
+            streams = {stream.index: container.add_stream_from_template(stream) for stream in source.streams}
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream.index]
+                    container.mux(packet)
+    assert probe_video(live).duration_seconds == 0
+    steps = []
+    result = localizer(str(live), progress=lambda *step: steps.append(step[1:]))
+    assert [(s["start"], s["end"]) for s in result["segments"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert steps == [(4, 4)]
+
+
+def test_a_silent_film_that_is_cut_off_is_only_as_long_as_what_is_there(localizer, tmp_path):
+    whole = write_recording(tmp_path / "silent.webm", 8.0, sound=None)
+    result = localizer(str(cut_off(whole, 0.5)))
+    assert 1 <= len(result["segments"]) < 8 and result["events"] == []
+
+
 def test_top_k_and_heatmaps_on_demand(localizer, tmp_path):
     result = localizer(str(write_recording(tmp_path / "clip.mp4", 2.0)), top_k=3, return_heatmaps=True)
     for segment in result["segments"]:
@@ -159,6 +187,7 @@ def test_bfloat16_weights_work(checkpoint, tmp_path):
         ({"min_event_segments": 0}, ">= 1, got 0"),
         ({"min_event_segment": 3}, "Unknown options"),
         ({"progress": "yes"}, "got 'yes'"),
+        ({"overlap": "half"}, "got 'half'"),
     ],
 )
 def test_bad_options_are_named(localizer, options, message):
@@ -173,3 +202,9 @@ def test_bad_files_are_named(localizer, tmp_path):
         localizer(str(fake))
     with pytest.raises(ValueError, match="A decoded video is a dictionary"):
         localizer({"video": "x"})
+    with pytest.raises(ValueError, match="Got a int as video"):
+        localizer(5)
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    for rate in (0, "4"):
+        with pytest.raises(ValueError, match="frame_rate"):
+            localizer({"frames": frames, "frame_rate": rate})

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPImageProcessor
 
 from ave_clip.processing_ave_clip import AVEClipProcessor
-from ave_clip.video_io import VideoReadError
+from ave_clip.video_io import VideoReadError, read_video
 
 from .media import numbered_picture, write_recording
 
@@ -143,6 +143,43 @@ def test_options_of_a_call_override_the_saved_ones(processor, tmp_path):
     path = write_recording(tmp_path / "clip.mp4", 2.0)
     inputs = processor(videos=path, num_frames_per_segment=4, segment_seconds=0.5, return_tensors="pt")
     assert inputs["pixel_values"].shape[1:3] == (4, 4) and inputs["input_values"].shape == (1, 4, 4000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames_per_segment": 0}, "at least 1, got 0"),
+        ({"num_frames_per_segment": 1.5}, "whole number, got 1.5"),
+        ({"segment_seconds": float("nan")}, "got nan"),
+        ({"segment_seconds": -1.0}, "above 0, got -1.0"),
+        ({"frame_rate": 0}, "got 0"),
+        ({"num_frames_per_segments": 4}, "Did you mean `num_frames_per_segment`"),
+        ({"audio": []}, "empty list"),
+        ({"audio": np.zeros((2, 16000), np.int16)}, "int16 audio"),
+        ({"audio": [np.zeros(8000), np.zeros(8000)]}, "one for each video"),
+    ],
+)
+def test_options_that_cannot_work_are_named(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(videos=np.zeros((50, 64, 64, 3), np.uint8), **{"frame_rate": 25, **options})
+
+
+def test_sound_as_half_precision_tensor_with_a_gradient_is_taken(processor):
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    sound = torch.linspace(-0.5, 0.5, 16000).bfloat16().requires_grad_()
+    inputs = processor(videos=frames, audio=sound, sampling_rate=8000, return_tensors="pt")
+    torch.testing.assert_close(inputs["input_values"].flatten(), sound.detach().float() * 32768)
+
+
+def test_a_clip_read_for_another_processor_is_refused(processor, tmp_path):
+    clip = read_video(write_recording(tmp_path / "clip.mp4", 1.0), sampling_rate=16000, num_frames_per_segment=2)
+    with pytest.raises(ValueError, match="16000 Hz"):
+        processor(videos=clip)
+
+
+def test_a_segment_mask_with_holes_is_refused(processor):
+    with pytest.raises(ValueError, match="and then False"):
+        processor.post_process_localization(output_of([[1, 1, 1]]), segment_mask=torch.tensor([[1, 0, 1]]))
 
 
 def test_bad_input_is_named(processor, tmp_path):

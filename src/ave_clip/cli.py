@@ -84,6 +84,7 @@ def localize(
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
     chosen = _chosen_format(format, output)
+    _check_output(output)
     if labels is not None and model is None:
         raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
     if agreement_threshold is not None and labels is None:
@@ -99,8 +100,15 @@ def localize(
     }
     write = {"table": _write_table, "json": _write_json, "jsonl": _write_jsonl, "csv": _write_csv}[chosen]
     failed: list[str] = []
-    with _destination(output) as stream:
-        write(stream, _results(localizer, videos, options, failed))
+    try:
+        with _destination(output) as stream:
+            write(stream, _results(localizer, videos, options, failed))
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        sys.stderr.close()
+        raise typer.Exit(1) from None
+    except OSError as error:
+        say(f"cannot write {output or 'the results'}: {error}")
+        raise typer.Exit(1) from None
     if failed:
         say(f"{len(failed)} of {len(videos)} videos failed.")
         raise typer.Exit(1)
@@ -113,7 +121,7 @@ def _results(
     for video in videos:
         try:
             result = localizer(video, **options)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever a file does, the others must still be read
             message = str(error) or type(error).__name__
             say(message if video in message else f"{video}: {message}")
             failed.append(video)
@@ -142,29 +150,45 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
             task, model=model or ave_clip.DEFAULT_CHECKPOINT, device=device, dtype=getattr(torch, dtype), **options
         )
     except (OSError, ValueError, RuntimeError) as error:
-        say(f"cannot load the model {model or 'ave-clip-tiny'}: {error}")
+        is_audioclip = not options and "AudioCLIPConfig" in str(error)
+        hint = "it is an AudioCLIP, which needs --labels" if is_audioclip else error
+        say(f"cannot load the model {model or 'ave-clip-tiny'}: {hint}")
         raise typer.Exit(1) from None
+
+
+def _check_output(output: Path | None) -> None:
+    if output is not None and output.is_dir():
+        raise typer.BadParameter(f"--output {output} is a folder. Name a file.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}.")
 
 
 @contextmanager
 def _destination(output: Path | None) -> Iterator[TextIO]:
-    """Stdout, or a file that appears only when it is complete."""
+    """Stdout, or a file that appears only when it is complete; a device or a pipe is written directly."""
     if output is None:
         yield sys.stdout
         return
-    try:
-        handle, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f".{output.name}.")
-    except OSError as error:
-        say(f"cannot write {output}: {error.strerror}")
-        raise typer.Exit(1) from None
+    if output.exists() and not output.is_file():
+        with output.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        return
+    target = output.resolve()
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
             yield stream
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, output)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write_json(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:

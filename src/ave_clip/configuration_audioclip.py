@@ -2,8 +2,9 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
+
+from .configuration_base import strict_config
 
 NUM_STAGES = 4
 STAGE_EXPANSION = 4
@@ -28,7 +29,7 @@ def _check_depths(config: PreTrainedConfig) -> None:
         )
 
 
-@strict
+@strict_config
 class AudioCLIPVisionConfig(PreTrainedConfig):
     r"""
     Configuration of [`AudioCLIPVisionModel`], the ResNet with attention pool of CLIP's RN50.
@@ -64,7 +65,6 @@ class AudioCLIPVisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.depths = tuple(self.depths)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # here, too, so that a wrong value is a plain ValueError
 
     @property
     def hidden_size(self) -> int:
@@ -99,7 +99,7 @@ class AudioCLIPVisionConfig(PreTrainedConfig):
             )
 
 
-@strict
+@strict_config
 class AudioCLIPAudioConfig(PreTrainedConfig):
     r"""
     Configuration of [`AudioCLIPAudioModel`], ESResNeXt-50 on a learned fbsp spectrogram.
@@ -148,7 +148,6 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.depths = tuple(self.depths)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # here, too, so that a wrong value is a plain ValueError
 
     @property
     def hidden_size(self) -> int:
@@ -189,7 +188,7 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
             )
 
 
-@strict
+@strict_config
 class AudioCLIPConfig(PreTrainedConfig):
     r"""
     Configuration of [`AudioCLIPModel`].
@@ -240,8 +239,6 @@ class AudioCLIPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.towers = tuple(self.towers)
         super().__post_init__(**kwargs)
-        self.validate_towers()
-        self.validate_projection()
         if self.projection_dim is None:
             self.projection_dim = self.vision_config.projection_dim
         for tower_config in (self.text_config, self.vision_config, self.audio_config):

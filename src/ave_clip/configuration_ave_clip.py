@@ -1,25 +1,21 @@
 """Configuration of AVE-CLIP: the two AudioCLIP towers, the localizer on top of them, and its categories."""
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .categories import AVE_CATEGORIES, BACKGROUND_LABEL, labels_with_background
 from .configuration_audioclip import AudioCLIPConfig
+from .configuration_base import strict_config
 
 _CHOICES = {
     "attention_domains": ("both", "temporal", "feature"),
     "visual_feature_type": ("dense", "layer4", "pooled"),
     "supervision": ("full", "weak"),
 }
-_KNOWN_EXTRAS = ("num_labels", "torch_dtype", "attn_implementation", "auto_map", "custom_pipelines")
 
 
-@strict
+@strict_config
 class AVEClipConfig(PreTrainedConfig):
     r"""
     Configuration of [`AVEClipForLocalization`]. Defaults follow the paper where `paper_decisions` leaves it alone;
@@ -44,7 +40,8 @@ class AVEClipConfig(PreTrainedConfig):
         window_sizes (`list[int]`):
             Segments per block, one entry a window. A window longer than the video is one block.
         share_window_weights (`bool`):
-            One set of fusion weights for all windows (Table 5 "shared"), or one each.
+            One set of fusion weights for all windows (Table 5 "shared"), or one each. Another window then costs no
+            parameter in the fusion; what follows it grows, since the windows' outputs stand side by side (eq. 12).
         attention_domains (`str`):
             `"both"`, `"temporal"` or `"feature"` (Table 4).
         fusion_residual (`bool`):
@@ -102,7 +99,15 @@ class AVEClipConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_misspelt(kwargs)
+        if self.id2label is not None and not isinstance(self.id2label, dict):
+            raise ValueError(
+                f"`id2label` must be a dictionary from index to name, got {self.id2label!r}. "
+                "`labels_with_background(categories)` makes one."
+            )
+        if self.id2label is not None and kwargs.get("num_labels") not in (None, len(self.id2label)):
+            raise ValueError(
+                f"`num_labels`={kwargs['num_labels']}, but `id2label` names {len(self.id2label)} classes."
+            )
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = labels_with_background(AVE_CATEGORIES)
         if self.id2label is not None and self.label2id is None:
@@ -140,14 +145,6 @@ class AVEClipConfig(PreTrainedConfig):
         """Width of `audio_features` as the model expects them."""
         return self.audio_feature_size or self.audioclip_config.audio_config.projection_dim
 
-    def _refuse_misspelt(self, extras: Mapping[str, Any]) -> None:
-        # transformers keeps unknown keyword arguments as attributes, so a typo would silently train another network.
-        known = [field.name for field in fields(self)]
-        for name in extras:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if close and name not in _KNOWN_EXTRAS:
-                raise ValueError(f"AVEClipConfig has no field `{name}`. Did you mean `{close[0]}`?")
-
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -169,8 +166,10 @@ class AVEClipConfig(PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         for name in ("event_loss_weight", "category_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.layer_norm_eps <= 0:
+            raise ValueError(f"`layer_norm_eps` must be above 0, got {self.layer_norm_eps}.")
 
     def _check_windows(self, name: str) -> None:
         windows = getattr(self, name)
@@ -188,7 +187,9 @@ class AVEClipConfig(PreTrainedConfig):
             )
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(f"`id2label` must have the keys 0..{self.num_labels - 1}, got {sorted(self.id2label)}.")
-        names = [self.id2label[index].lower() for index in range(self.num_labels)]
+        names = [str(self.id2label[index]).lower() for index in range(self.num_labels)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`id2label` names a class twice: {self.id2label}.")
         if BACKGROUND_LABEL in names[:-1]:
             raise ValueError(
                 f"Background must be the last class, but `id2label` has it at index {names.index(BACKGROUND_LABEL)} "

@@ -217,8 +217,8 @@ def decode_labels(probabilities: np.ndarray, decoder: str = "merge", min_event_s
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if decoder not in DECODERS:
         raise ValueError(f"`decoder` must be one of {list(DECODERS)}, got {decoder!r}.")
-    if min_event_segments < 1 or min_event_segments != int(min_event_segments):
-        raise ValueError(f"`min_event_segments` is a whole number of segments >= 1, got {min_event_segments}.")
+    if not isinstance(min_event_segments, int | np.integer) or min_event_segments < 1:
+        raise ValueError(f"`min_event_segments` is a whole number of segments >= 1, got {min_event_segments!r}.")
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise ValueError(f"Probabilities must have the shape (segments, labels >= 2), got {probabilities.shape}.")
     if not np.isfinite(probabilities).all():

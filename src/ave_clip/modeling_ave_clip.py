@@ -574,9 +574,17 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         is_raw = self._check_inputs(pixel_values, input_values, image_features, audio_features)
         if is_raw:
+            self._check_masks(frame_mask, segment_mask, pixel_values.shape[:3])
             image_features, audio_features = self.encode(pixel_values, input_values, frame_mask, segment_mask)
         image_features, audio_features = self._check_features(image_features, audio_features)
-        self._check_mask(segment_mask, audio_features)
+        if not is_raw:
+            self._check_masks(frame_mask, segment_mask, image_features.shape[:2])
+        if segment_mask is not None:  # whatever lies under the padding must not reach the gradients either
+            padding = ~segment_mask.bool().to(audio_features.device)
+            audio_features = audio_features.masked_fill(padding.unsqueeze(-1), 0)
+            image_features = image_features.masked_fill(
+                padding.view(*padding.shape, *[1] * (image_features.dim() - 2)), 0
+            )
         visual, visual_attentions = self.attend(image_features, audio_features)
         output = self.localize(visual, audio_features, segment_mask, output_attentions)
         losses = {} if labels is None else self._losses(output, labels, segment_mask)
@@ -626,7 +634,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
     def _check_features(self, image: torch.Tensor, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if image.dim() == 5:
             image = image.flatten(2, 3)  # (B, T, height * width, D)
-        if image.dim() not in (3, 4) or audio.dim() != 3 or image.shape[:2] != audio.shape[:2]:
+        if image.dim() not in (3, 4) or audio.dim() != 3 or image.shape[:2] != audio.shape[:2] or 0 in image.shape:
             raise ValueError(
                 "Cached features must be image_features (batch, segments, locations, width) or (batch, segments, "
                 "width) and audio_features (batch, segments, width) over the same segments, got "
@@ -642,11 +650,22 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             )
         return image.to(self.dtype), audio.to(self.dtype)
 
-    def _check_mask(self, segment_mask: torch.Tensor | None, audio_features: torch.Tensor) -> None:
-        if segment_mask is not None and segment_mask.shape != audio_features.shape[:2]:
+    def _check_masks(
+        self, frame_mask: torch.Tensor | None, segment_mask: torch.Tensor | None, shape: tuple[int, ...]
+    ) -> None:
+        if 0 in shape:
+            raise ValueError(f"The input holds no segment or no frame: (batch, segments, ...) is {tuple(shape)}.")
+        if segment_mask is not None and segment_mask.shape != shape[:2]:
             raise ValueError(
-                f"`segment_mask` must have the shape (batch, segments) = {tuple(audio_features.shape[:2])}, got "
+                f"`segment_mask` must have the shape (batch, segments) = {tuple(shape[:2])}, got "
                 f"{tuple(segment_mask.shape)}."
+            )
+        if frame_mask is not None and len(shape) < 3:
+            raise ValueError("`frame_mask` goes with `pixel_values`; cached features have no frames any more.")
+        if frame_mask is not None and frame_mask.shape != shape:
+            raise ValueError(
+                f"`frame_mask` must have the shape (batch, segments, frames) = {tuple(shape)}, got "
+                f"{tuple(frame_mask.shape)}."
             )
 
     def _losses(
@@ -766,8 +785,10 @@ def video_level_loss(logits: torch.Tensor, labels: torch.Tensor, segment_mask: t
         labels (`torch.LongTensor` of shape `(batch_size,)`): One class a video; -100 is not counted.
         segment_mask (`torch.BoolTensor` of shape `(batch_size, num_segments)`): `False` marks padding.
     """
+    labels = labels.masked_fill(~segment_mask.any(dim=-1), IGNORED_LABEL)  # nothing is left of such a video
     log_probabilities = logits.float().log_softmax(dim=-1)
-    log_probabilities = log_probabilities.masked_fill(~segment_mask.unsqueeze(-1), -torch.inf)
+    lowest = torch.finfo(log_probabilities.dtype).min / 2  # not -inf, whose gradient is NaN where all is padding
+    log_probabilities = log_probabilities.masked_fill(~segment_mask.unsqueeze(-1), lowest)
     counts = segment_mask.sum(dim=-1, keepdim=True).clamp(min=1)
     video = torch.logsumexp(log_probabilities, dim=1) - counts.log()  # (B, C)
     total = nn.functional.nll_loss(video, labels, ignore_index=IGNORED_LABEL, reduction="sum")

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
@@ -25,8 +24,10 @@ from .events import DECODERS, decode_labels
 from .modeling_ave_clip import encode_in_chunks, mean_over_frames, place_segments
 from .processing_ave_clip import AVEClipProcessor, describe
 from .segments import num_segments_for, samples_per_segment
-from .video_io import Segment, iter_segments, probe_video
-from .video_processing_ave_clip import AVEClipVideoProcessor
+from .video_decoding import Recording
+from .video_io import ReadOptions, Segment, SegmentReader
+from .video_processing_ave_clip import AVEClipVideoProcessor, is_file
+from .video_source import open_container, source_name
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class _VideoPipeline(ChunkPipeline):
         return _BLOCK_SEGMENTS
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        is_stream = isinstance(inputs, (tuple, Iterator)) and not hasattr(inputs, "read")
+        is_stream = isinstance(inputs, (tuple, Iterator)) and not is_file(inputs)
         if is_stream and not isinstance(inputs, GeneratorType):
             inputs = (item for item in inputs)  # transformers streams generators only
         if isinstance(inputs, list) and not inputs:
@@ -90,13 +91,15 @@ class _VideoPipeline(ChunkPipeline):
         count = num_frames_per_segment or grid.num_frames_per_segment
         source = open_source(inputs, self.segmenter, count, grid.segment_seconds)
         size = num_segments or self.default_num_segments
-        segments = iter(source.segments)
+        segments = iter(source)
         block, done = list(itertools.islice(segments, size)), 0
+        if source.missing:  # read to the end, to know how long it is and whether it is whole; nothing to encode
+            done, block = len(block) + sum(1 for _ in segments), []
         while True:
             following = list(itertools.islice(segments, size))
             done += len(block)
-            info = {"name": source.name, "done": done, "total": source.num_segments, "duration": source.duration}
-            info["missing"] = source.missing
+            info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
+            info["total"] = max(done, source.num_segments) if following else done
             yield {**self._block(block, size, count), "info": info, "is_last": not following}
             if not following:
                 return
@@ -306,7 +309,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         template = kwargs.get("hypothesis_template")
-        if template is not None and template.count("{}") != 1:
+        if template is not None and (not isinstance(template, str) or template.count("{}") != 1):
             raise ValueError(f"`hypothesis_template` must hold one {{}} for the label, got {template!r}.")
         if kwargs.get("candidate_labels") is not None:
             kwargs["candidate_labels"] = parse_labels(kwargs["candidate_labels"])
@@ -346,7 +349,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         """Unit embeddings `(num_labels, D)` of the labels, kept over calls."""
         key = (tuple(labels), template)
         if key not in self._label_embeds:
-            texts = [template.format(label) for label in labels]
+            texts = [template.replace("{}", label) for label in labels]
             inputs = self.processor(text=texts, return_tensors="pt").to(self.device)
             embeds = self.model.get_text_features(**inputs).pooler_output
             self._label_embeds[key] = nn.functional.normalize(embeds.float(), dim=-1).cpu()
@@ -389,29 +392,51 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         return torch.cat([labels * agreement, 1 - agreement], dim=-1)
 
 
-@dataclass
 class VideoSource:
-    """One input of the pipeline: its segments, one after the other, and what is known about it beforehand.
+    """One input of the pipeline: iterate over its segments once; what is known about it grows on the way.
 
-    Args:
+    Attributes:
         name (`str`): For messages.
-        segments (`Iterable[Segment]`): Read once, in order; empty when a modality is missing.
-        num_segments (`int`): As the file declares it; a truncated file gives fewer.
-        duration (`float`): Seconds, as the file declares them.
+        num_segments (`int`): As the file declares it; the segments that come may be fewer or more.
+        duration (`float`): Seconds read so far.
         missing (`str`, *optional*): `"audio"` or `"video"` when the file lacks that track.
     """
 
-    name: str
-    segments: Iterable[Segment]
-    num_segments: int
-    duration: float
-    missing: str | None = None
+    def __init__(self, name: str, segments: Iterable[Segment] = (), duration: float = 0.0) -> None:
+        self.name, self.segments, self.duration = name, segments, duration
+        self.num_segments, self.missing = 0, None
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+
+class FileSource(VideoSource):
+    """A file, opened at the first segment and read in one pass."""
+
+    def __init__(self, file: Any, options: ReadOptions) -> None:
+        super().__init__(source_name(file))
+        self.file, self.options = file, options
+
+    def __iter__(self) -> Iterator[Segment]:
+        with open_container(self.file) as container:
+            recording = Recording(container, self.name)
+            self.num_segments = num_segments_for(recording.duration_seconds, self.options.segment_seconds)
+            if recording.audio is None or recording.video is None:
+                self.missing = "video" if recording.video is None else "audio"
+                logger.warning(
+                    f"{self.name} has no {self.missing} track, so it holds no audio-visual event: all background."
+                )
+            reader = SegmentReader(recording, self.options)
+            for segment in reader:
+                self.duration = reader.duration_seconds
+                yield segment
+            self.duration = reader.duration_seconds
 
 
 def open_source(
     inputs: Any, processor: AVEClipProcessor, num_frames_per_segment: int, segment_seconds: float
 ) -> VideoSource:
-    """Open a file, or take decoded arrays, for streaming.
+    """Prepare a file, or decoded arrays, for streaming.
 
     Args:
         inputs: A path, bytes, file object or URL; or `{"frames", "frame_rate", "audio", "sampling_rate"}`.
@@ -419,28 +444,21 @@ def open_source(
         num_frames_per_segment (`int`), segment_seconds (`float`): The time grid.
 
     Raises:
-        ValueError: A file that cannot be read, or a dictionary with other keys.
+        ValueError: Something else, or a dictionary with other keys.
     """
     if isinstance(inputs, dict):
         return _open_arrays(inputs, processor, num_frames_per_segment, segment_seconds)
-    if hasattr(inputs, "read") and not inputs.seekable():
-        inputs = inputs.read()
-    info = probe_video(inputs)
-    missing = None if info.has_audio and info.has_video else ("video" if info.has_audio else "audio")
-    if missing is not None:
-        logger.warning(f"{info.name} has no {missing} track, so it holds no audio-visual event: all background.")
-    segments = (
-        ()
-        if missing
-        else iter_segments(
-            inputs,
-            sampling_rate=processor.feature_extractor.sampling_rate,
-            num_frames_per_segment=num_frames_per_segment,
-            segment_seconds=segment_seconds,
+    if not is_file(inputs):
+        raise ValueError(
+            f"Got a {type(inputs).__name__} as video. Pass a path, bytes, a binary file object or a URL, or decoded "
+            'frames as {"frames": array, "frame_rate": 25, "audio": waveform, "sampling_rate": 44100}.'
         )
+    options = ReadOptions(
+        sampling_rate=processor.feature_extractor.sampling_rate,
+        num_frames_per_segment=num_frames_per_segment,
+        segment_seconds=segment_seconds,
     )
-    duration = info.duration_seconds
-    return VideoSource(info.name, segments, num_segments_for(duration, segment_seconds), duration, missing)
+    return FileSource(inputs, options)
 
 
 def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int, seconds: float) -> VideoSource:
@@ -455,7 +473,7 @@ def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int
         Segment(index=index, frames=frames, frame_times=np.zeros(len(frames)), waveform=waveform)
         for index, (frames, waveform) in enumerate(zip(cut.frames, cut.waveforms))
     ]
-    return VideoSource("decoded video", segments, len(segments), len(segments) * seconds)
+    return VideoSource("decoded video", segments, len(segments) * seconds)
 
 
 def window_starts(num_segments: int, window: int, overlap: float) -> list[int]:
@@ -498,6 +516,10 @@ def _check_options(options: dict[str, Any]) -> None:
         value = options.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` is a whole number >= 1, got {value!r}.")
+    for name in ("overlap", "agreement_threshold"):
+        value = options.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"`{name}` is a number, got {value!r}.")
     if not 0 <= options.get("overlap", 0.0) < 1:
         raise ValueError(
             f"`overlap` is the share of a window that the next one repeats, in [0, 1); got {options['overlap']}."
@@ -513,8 +535,12 @@ def parse_labels(labels: Sequence[str] | str) -> list[str]:
     Raises:
         ValueError: No label, an empty or repeated one, or one called "background".
     """
-    parsed = labels.split(",") if isinstance(labels, str) else list(labels)
-    if not parsed or not all(isinstance(label, str) and label.strip() for label in parsed):
+    parsed = labels.split(",") if isinstance(labels, str) else labels
+    if (
+        not isinstance(parsed, (list, tuple))
+        or not parsed
+        or not all(isinstance(label, str) and label.strip() for label in parsed)
+    ):
         raise ValueError(f"`candidate_labels` must be one or more texts, got {labels!r}.")
     parsed = [label.strip() for label in parsed]
     if len(set(parsed)) < len(parsed):

@@ -1,5 +1,6 @@
 """AVEClipProcessor: from video files (or decoded arrays) to the model's inputs, and from its outputs to events."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Unpack
+from transformers.utils import logging
 
+from .categories import BACKGROUND_LABEL
 from .events import decode_labels, find_events
 from .segments import cut_waveform, num_segments_for
 from .video_io import VideoClip, read_video
@@ -16,10 +19,13 @@ from .video_processing_ave_clip import (
     AVEClipVideoProcessorKwargs,
     as_frames,
     as_video_list,
+    check_grid,
     frame_rates,
     is_decoded,
     segment_array,
 )
+
+logger = logging.get_logger(__name__)
 
 _GRID = ("num_frames_per_segment", "segment_seconds")
 
@@ -105,6 +111,9 @@ class AVEClipProcessor(ProcessorMixin):
         """
         if videos is None:
             raise ValueError("AVEClipProcessor needs `videos`: an audio-visual event is both seen and heard.")
+        grid = {name: kwargs.get(name) for name in _GRID}
+        check_grid(*(getattr(self.video_processor, name) if grid[name] is None else grid[name] for name in _GRID))
+        self._refuse_misspelt(kwargs)
         merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
         video_options, audio_options = merged["videos_kwargs"], merged["audio_kwargs"]
         tensor_type = video_options.pop("return_tensors", None) or audio_options.pop("return_tensors", None)
@@ -115,6 +124,15 @@ class AVEClipProcessor(ProcessorMixin):
         input_values, segment_mask = self._sound(clips)
         data = {**visual, "input_values": input_values, "segment_mask": segment_mask}
         return BatchFeature(data, tensor_type=tensor_type)
+
+    def _refuse_misspelt(self, options: Mapping[str, Any]) -> None:
+        known = {*self.valid_processor_kwargs.__annotations__, *AVEClipVideoProcessorKwargs.__annotations__}
+        known |= {*AudioKwargs.__annotations__, "common_kwargs"}
+        for name in options:
+            close = difflib.get_close_matches(name, known, n=1)
+            if name not in known:
+                hint = f" Did you mean `{close[0]}`?" if close else ""
+                raise ValueError(f"AVEClipProcessor has no option `{name}`.{hint}")
 
     def cut(
         self,
@@ -129,6 +147,7 @@ class AVEClipProcessor(ProcessorMixin):
         count = num_frames_per_segment or self.video_processor.num_frames_per_segment
         seconds = segment_seconds or self.video_processor.segment_seconds
         (sound,) = self._sounds(audio, 1, sampling_rate)
+        (frame_rate,) = frame_rates([frames], None, frame_rate)
         return self._join(segment_array(as_frames(frames), frame_rate, count, seconds), sound, seconds, frame_rate)
 
     def _clips(
@@ -142,6 +161,7 @@ class AVEClipProcessor(ProcessorMixin):
             if sound is not None and not is_decoded(video):
                 raise ValueError(f"`audio` goes with decoded frames only; the file {video!r} brings its own sound.")
             if isinstance(video, VideoClip):
+                self._check_clip(video, grid["segment_seconds"])
                 clips.append(SegmentedVideo(video.frames, video.waveforms))
             elif is_decoded(video):
                 clips.append(self.cut(video, sound, **grid, frame_rate=rate))
@@ -149,6 +169,14 @@ class AVEClipProcessor(ProcessorMixin):
                 clip = read_video(video, sampling_rate=self.feature_extractor.sampling_rate, **grid)
                 clips.append(SegmentedVideo(clip.frames, clip.waveforms))
         return clips
+
+    def _check_clip(self, clip: VideoClip, segment_seconds: float) -> None:
+        expected = self.feature_extractor.sampling_rate
+        if clip.sampling_rate != expected or clip.segment_seconds != segment_seconds:
+            raise ValueError(
+                f"{clip.name} was read at {clip.sampling_rate} Hz in segments of {clip.segment_seconds} s, but this "
+                f"processor takes {expected} Hz and {segment_seconds} s. Read it so, or pass the file itself."
+            )
 
     def _sounds(self, audio: Any, num_videos: int, sampling_rate: int | None) -> list[np.ndarray | None]:
         if audio is None:
@@ -159,10 +187,16 @@ class AVEClipProcessor(ProcessorMixin):
                 f"Got audio at {sampling_rate} Hz, but this checkpoint expects {expected} Hz. Resample it, or pass "
                 "the video file and let the processor do so."
             )
+        if sampling_rate is None:
+            logger.warning_once(f"`audio` came without `sampling_rate`; it is taken as {expected} Hz.")
+        if isinstance(audio, (list, tuple)) and not len(audio):
+            raise ValueError("Got an empty list as `audio`. Pass one waveform a video, or leave it out.")
         several = isinstance(audio, (list, tuple)) and not np.isscalar(audio[0])
         sounds = [_mono(sound) for sound in (audio if several else [audio])]
         if len(sounds) != num_videos:
-            raise ValueError(f"Got {len(sounds)} waveforms for {num_videos} videos.")
+            raise ValueError(
+                f"Got {len(sounds)} waveforms for {num_videos} videos. Pass a list with one for each video."
+            )
         return sounds
 
     def _join(
@@ -244,7 +278,7 @@ class AVEClipProcessor(ProcessorMixin):
             if given is not None and len(given) != batch_size:
                 raise ValueError(f"Got `{name}` for {len(given)} videos, but the output holds {batch_size}.")
         if segment_mask is not None:
-            return [int(row.sum()) for row in segment_mask]
+            return [_prefix_length(row, num_segments) for row in segment_mask]
         if durations is None:
             return [num_segments] * batch_size
         seconds = self.video_processor.segment_seconds
@@ -252,7 +286,7 @@ class AVEClipProcessor(ProcessorMixin):
 
     def _names(self, num_labels: int) -> list[str]:
         if self.id2label is None:
-            return [*(f"LABEL_{index}" for index in range(num_labels - 1)), "background"]
+            return [*(f"LABEL_{index}" for index in range(num_labels - 1)), BACKGROUND_LABEL]
         if len(self.id2label) != num_labels:
             raise ValueError(
                 f"The output has {num_labels} classes, but the processor's id2label names {len(self.id2label)}. "
@@ -261,8 +295,26 @@ class AVEClipProcessor(ProcessorMixin):
         return [self.id2label[index] for index in range(num_labels)]
 
 
+def _prefix_length(mask: Any, num_segments: int) -> int:
+    mask = np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask, dtype=bool)
+    length = int(mask.sum())
+    if mask.shape != (num_segments,) or not mask[:length].all():
+        raise ValueError(
+            f"`segment_mask` must hold True for a video's segments and then False, {num_segments} in all; got "
+            f"{mask.tolist()}."
+        )
+    return length
+
+
 def _mono(sound: Any) -> np.ndarray:
-    waveform = sound.cpu().numpy() if isinstance(sound, torch.Tensor) else np.asarray(sound)
+    if isinstance(sound, torch.Tensor):
+        sound = sound.detach().cpu()
+        sound = sound.float() if sound.dtype in (torch.bfloat16, torch.float16) else sound
+    waveform = np.asarray(sound)
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(
+            f"Got {waveform.dtype} audio, expected floats in [-1, 1]. Divide int16 samples by 32768 first."
+        )
     if waveform.ndim == 2 and waveform.shape[0] <= waveform.shape[1]:
         waveform = waveform.mean(axis=0)
     if waveform.ndim != 1 or waveform.size == 0:

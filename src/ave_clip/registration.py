@@ -94,12 +94,6 @@ _STEPS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Depth(threading.local):
-    """How many watched modules this thread is in the middle of importing."""
-
-    value = 0
-
-
 class _Registrar(importlib.abc.MetaPathFinder):
     """Runs each step once its registry is loaded and no module of transformers or of this package is half imported.
 
@@ -108,7 +102,8 @@ class _Registrar(importlib.abc.MetaPathFinder):
 
     def __init__(self) -> None:
         self.waiting = [name for name in _STEPS if name in sys.modules]
-        self.depth = _Depth()
+        self.importing = 0  # modules that are half imported, in any thread
+        self.lock = threading.RLock()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -120,9 +115,24 @@ class _Registrar(importlib.abc.MetaPathFinder):
             spec.loader = _WatchedLoader(spec.loader, self)
         return spec
 
+    def started(self) -> None:
+        with self.lock:
+            self.importing += 1
+
+    def ended(self, loaded: str | None) -> None:
+        """Count a module that is complete (or, `None`, has failed); whoever ends the last one runs the steps."""
+        with self.lock:
+            self.importing -= 1
+            if loaded in _STEPS:
+                self.waiting.append(loaded)
+        self.run_steps()
+
     def run_steps(self) -> None:
-        while self.waiting and not self.depth.value:
-            name = self.waiting.pop(0)
+        while True:
+            with self.lock:
+                if self.importing or not self.waiting:
+                    return
+                name = self.waiting.pop(0)
             _STEPS[name](sys.modules[name])
 
 
@@ -141,14 +151,13 @@ class _WatchedLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.loader
-        self.registrar.depth.value += 1
+        self.registrar.started()
+        loaded = None
         try:
             self.loader.exec_module(module)
+            loaded = module.__name__
         finally:
-            self.registrar.depth.value -= 1
-        if module.__name__ in _STEPS:
-            self.registrar.waiting.append(module.__name__)
-        self.registrar.run_steps()
+            self.registrar.ended(loaded)
 
 
 def register() -> None:

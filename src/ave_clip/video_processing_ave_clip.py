@@ -1,7 +1,8 @@
 """Frames to `pixel_values`: resized, cropped and normalised as CLIP's images, sorted into the segments of a video."""
 
+import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,11 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         """
         metadata = kwargs.pop("video_metadata", None)
         rate = kwargs.pop("frame_rate", self.frame_rate)
-        count = kwargs.get("num_frames_per_segment") or self.num_frames_per_segment
-        seconds = kwargs.get("segment_seconds") or self.segment_seconds
+        count, seconds = (
+            getattr(self, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("num_frames_per_segment", "segment_seconds")
+        )
+        check_grid(count, seconds)
         items = as_video_list(videos)
         rates = frame_rates(items, metadata, rate)
         clips = [
@@ -147,9 +151,14 @@ def as_video_list(videos: Any) -> list[Any]:
     return [videos]
 
 
+def is_file(video: Any) -> bool:
+    """Whether a video is given as a file: a path, a URL, its bytes or a file object."""
+    return isinstance(video, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(video, "read")
+
+
 def is_decoded(video: Any) -> bool:
     """Whether a video is given as pictures rather than as a file."""
-    if isinstance(video, (str, bytes, Path)) or hasattr(video, "read"):
+    if is_file(video):
         return False
     if isinstance(video, (np.ndarray, torch.Tensor, list, tuple)):
         return True
@@ -182,10 +191,21 @@ def frame_rates(videos: Sequence[Any], metadata: Any, frame_rate: float | None) 
     for entry in entries:
         fps = entry.get("fps") if isinstance(entry, dict) else getattr(entry, "fps", None)
         rate = fps if fps is not None else frame_rate
-        if rate is not None and not 0 < rate <= 1000:
-            raise ValueError(f"`frame_rate` must be in (0, 1000] frames per second, got {rate}.")
+        if rate is not None and not (isinstance(rate, (int, float)) and 0 < rate <= 1000):
+            raise ValueError(f"`frame_rate` must be in (0, 1000] frames per second, got {rate!r}.")
         rates.append(rate)
     return rates
+
+
+def check_grid(num_frames_per_segment: Any, segment_seconds: Any) -> None:
+    """Raise `ValueError` unless segments have a length and take at least one frame."""
+    if isinstance(num_frames_per_segment, bool) or not isinstance(num_frames_per_segment, int):
+        raise ValueError(f"`num_frames_per_segment` is a whole number, got {num_frames_per_segment!r}.")
+    if num_frames_per_segment < 1:
+        raise ValueError(f"`num_frames_per_segment` must be at least 1, got {num_frames_per_segment}.")
+    is_number = isinstance(segment_seconds, (int, float)) and not isinstance(segment_seconds, bool)
+    if not (is_number and math.isfinite(segment_seconds) and segment_seconds > 0):
+        raise ValueError(f"`segment_seconds` must be a number above 0, got {segment_seconds!r}.")
 
 
 def segment_array(
@@ -202,6 +222,7 @@ def segment_array(
     Returns:
         `list[np.ndarray]`: One array `(frames of the segment, height, width, 3)` a segment.
     """
+    check_grid(num_frames_per_segment, segment_seconds)
     if frame_rate is None:
         starts = range(0, len(frames), num_frames_per_segment)
         return [frames[start : start + num_frames_per_segment] for start in starts]
