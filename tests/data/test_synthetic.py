@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ave_clip.data import load_ave
 from ave_clip.data.synthetic import (
     NOTHING,
     NUM_SECONDS,
@@ -147,6 +148,17 @@ def test_sight_and_sound_change_at_whole_seconds(tmp_path):
     assert loud[[0, -1]] == pytest.approx([3, 7], abs=0.03)
     redness = [np.percentile(frame[..., 0].astype(int) - frame[..., 2], 99) for frame in np.concatenate(clip.frames)]
     assert min(redness[36:84]) > 1.3 * max(redness[:36] + redness[84:])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_of_one_split_loads_and_another_split_is_refused(tmp_path, streaming):
+    generate_synthetic_ave(tmp_path / "set", num_videos=2, num_workers=0, splits=(0, 0, 1))
+    options = {"streaming": streaming, "cache_dir": tmp_path / "cache"}
+    assert len(list(load_ave(tmp_path / "set", split="test", **options))) == 2
+    assert list(load_ave(tmp_path / "set", **options)) == ["test"]
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=r"[Ss]plit.*(train|validation).*\['test'\]"):
+            load_ave(tmp_path / "set", split=split, **options)
 
 
 def test_an_existing_folder_is_not_touched_without_leave(folder):

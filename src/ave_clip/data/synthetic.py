@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
+from ..files import new_folder
 from . import synthetic_sounds as sounds
 from .synthetic_pictures import HEIGHT, WIDTH, Mover, Picture, Scene, paste
 
@@ -370,12 +368,13 @@ def generate_synthetic_ave(
     scripts = [draw_script(seed, split, index) for split in SPLITS for index in range(counts[split])]
     video_ids = _draw_video_ids(seed, scripts)
     summary = _summarize(target, seed, counts, scripts)
-    with _folder_in_the_making(target, overwrite) as folder:
+    with new_folder(target, overwrite) as folder:
         (folder / "AVE").mkdir()
         paths = [str(folder / "AVE" / f"{video_id}.mp4") for video_id in video_ids]
         _render_all(seed, scripts, paths, num_workers, progress)
         _write_lists(folder, scripts, video_ids)
         _write_metadata(folder, summary)
+        _check_target(target, overwrite)  # again: rendering takes minutes, in which others may have used the name
     logger.info(f"Wrote {num_videos} synthetic clips to {target}.")
     return summary
 
@@ -451,33 +450,6 @@ def _summarize(target: Path, seed: int, counts: dict[str, int], scripts: Sequenc
         mean_event_seconds=round(float(everything.sum() / max((everything > 0).sum(), 1)), 4),
         num_classes=len(SYNTHETIC_CATEGORIES),
     )
-
-
-@contextmanager
-def _folder_in_the_making(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a new folder beside `target` that takes its place at the end, or vanishes if anything fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        folder = workshop / "new"
-        folder.mkdir()
-        yield folder
-        _check_target(target, overwrite)  # again: rendering takes minutes, in which others may have used the name
-        _put_in_place(folder, target, workshop / "old")
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _put_in_place(folder: Path, target: Path, aside: Path) -> None:
-    """Rename `folder` to `target`; what stood there goes to `aside`, and comes back if the renaming fails."""
-    if target.exists():
-        target.rename(aside)
-    try:
-        folder.rename(target)
-    except OSError:
-        if aside.exists():
-            aside.rename(target)
-        raise
 
 
 def _render_all(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ..files import atomic_file
+
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every script takes: `--config`, `--seed`, `--cpu`, `--mixed_precision`, `--num_workers`."""
@@ -99,9 +101,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write JSON atomically: the file is either the old one or whole. `nan` becomes null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def describe_run(arguments: argparse.Namespace, argv: Sequence[str] | None = None) -> dict[str, Any]:
