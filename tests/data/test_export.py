@@ -1,3 +1,4 @@
+import os
 import tarfile
 
 import pytest
@@ -102,6 +103,18 @@ def test_tar_shards_need_one_file_ending(ave, tmp_path):
     with pytest.raises(ValueError, match=r"end in \['mp4', 'webm'\]"):
         to_webdataset(load_ave(ave.root), tmp_path / "tar")
     assert not (tmp_path / "tar").exists()
+
+
+def test_tar_shards_need_a_row(ave, tmp_path):
+    nothing = load_ave(ave.root, split="test").select([])
+    with pytest.raises(ValueError, match=r"no row in its splits \['test'\]"):
+        to_webdataset(nothing, tmp_path / "tar")
+    assert list(tmp_path.glob("*tar*")) == []
+
+
+def test_the_leftover_of_a_killed_process_is_in_nobodys_way(ave, tmp_path):
+    (tmp_path / f".out.{os.getpid()}.partial").mkdir()
+    assert to_videofolder(load_ave(ave.root, split="test"), tmp_path / "out").is_dir()
 
 
 def test_a_folder_in_use_is_left_alone(ave, tmp_path):

@@ -4,7 +4,6 @@ Each of the three writes one folder with a data card; `datasets.load_dataset(fol
 package, and `huggingface_hub.upload_folder` puts it on the Hub as it is.
 """
 
-import contextlib
 import io
 import itertools
 import json
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 import datasets
 
+from ..files import new_folder
 from .data_card import build_data_card
 from .decoding import open_video
 
@@ -46,7 +46,7 @@ def to_videofolder(
     Raises:
         ValueError: if the folder is not empty, or a row has no video.
     """
-    with _new_folder(out_dir) as folder:
+    with new_folder(out_dir) as folder:
         for split, rows in _splits(dataset).items():
             _write_split_folder(folder / split, rows)
         patterns = {split: f"{split}/**" for split in _splits(dataset)}
@@ -75,7 +75,7 @@ def to_parquet(
     Raises:
         ValueError: if the folder is not empty, or a row has no video.
     """
-    with _new_folder(out_dir) as folder:
+    with new_folder(out_dir) as folder:
         (folder / "data").mkdir()
         for split, rows in _splits(dataset).items():
             parts = [
@@ -109,13 +109,17 @@ def to_webdataset(
         `Path`: The folder. `load_dataset(folder)` reads it, with the columns `mp4` (the video) and `json` (the rest).
 
     Raises:
-        ValueError: if the folder is not empty, a row has no video, or the videos' endings differ.
+        ValueError: if the folder is not empty, a row has no video, the videos' endings differ, or there is no row.
     """
-    with _new_folder(out_dir) as folder:
+    with new_folder(out_dir) as folder:
         endings: set[str] = set()
         for split, rows in _splits(dataset).items():
             for number, shard in enumerate(_shards(rows, max_shard_bytes)):
                 _write_tar(folder / f"{split}-{number:05d}.tar", shard, endings)
+        if not endings:
+            raise ValueError(
+                f"The data set has no row in its splits {list(_splits(dataset))}: there is nothing to write."
+            )
         patterns = {split: f"{split}-*.tar" for split in _splits(dataset)}
         _write_card(folder, dataset, name, "webdataset", patterns, video_column=endings.pop())
     return Path(out_dir)
@@ -126,24 +130,6 @@ def _splits(dataset: "datasets.Dataset | datasets.DatasetDict") -> dict[str, "da
         return dict(dataset)
     name = re.match(r"\w+", str(dataset.split or "train"))  # a slice or sum of splits goes by the first one's name
     return {name.group() if name else "train": dataset}
-
-
-@contextlib.contextmanager
-def _new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
-    """A folder in the making, which gets its name when all of it is written."""
-    target = Path(out_dir).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder. Delete it, or write to another one.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    folder.mkdir()
-    try:
-        yield folder
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_split_folder(folder: Path, rows: "datasets.Dataset") -> None:
