@@ -38,7 +38,7 @@ from ave_clip.training.checkpoints import (
     load_feature_extractor,
     towers_fingerprint,
 )
-from ave_clip.training.clips import ClipReader
+from ave_clip.training.clips import ClipReader, clips_fingerprint
 from ave_clip.training.features import FeatureWriter
 
 logger = get_logger("extract_features")
@@ -90,9 +90,8 @@ def extract_clip(localizer, clip: dict, device: torch.device, dtype: torch.dtype
 def extract_split(args: argparse.Namespace, split: str, localizer, processor, accelerator: Accelerator) -> dict:
     """Make the missing shards of a split and then its manifest, which is returned."""
     examples = load_ave(args.data_dir, split=f"{split}[:{args.max_clips}]" if args.max_clips else split)
-    writer = FeatureWriter(
-        Path(args.output_dir) / split, describe(args, localizer), examples["row"], args.rows_per_shard
-    )
+    description = describe(args, localizer, examples)
+    writer = FeatureWriter(Path(args.output_dir) / split, description, examples["row"], args.rows_per_shard)
     started, done = time.perf_counter(), 0
     for shard, loader in build_dataloaders(args, processor, writer, examples, accelerator):
         clips, failed = [], {}
@@ -111,10 +110,11 @@ def extract_split(args: argparse.Namespace, split: str, localizer, processor, ac
     return manifest
 
 
-def describe(args: argparse.Namespace, localizer) -> dict:
+def describe(args: argparse.Namespace, localizer, examples) -> dict:
     """What makes the features: whatever changes here makes another store."""
     return {
         "encoder_fingerprint": towers_fingerprint(localizer),
+        "clips_fingerprint": clips_fingerprint(examples),
         "visual_feature_type": args.visual_feature_type,
         "image_feature_size": localizer.config.resolved_image_feature_size,
         "audio_feature_size": localizer.config.resolved_audio_feature_size,

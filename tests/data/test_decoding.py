@@ -5,7 +5,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from ave_clip.data import ClipAugmentation, collate_rows, decode_videos, load_ave, open_video, to_parquet
-from ave_clip.data.decoding import DecodeVideos
+from ave_clip.data.decoding import DecodeVideos, identify_video
 from ave_clip.video_io import VideoReadError, read_video
 from tests.data.ave_files import write_ave
 
@@ -188,3 +188,27 @@ def test_the_augmentation_sees_the_clip_as_the_processor_would_read_it(clips, pr
     assert same_inputs(train[0], plain[0])
     clip = read_video(str(clips.video("-dog0000001")), sampling_rate=8000, num_frames_per_segment=2)
     assert (seen[0].waveforms == clip.waveforms).all()
+
+
+def test_a_video_is_known_by_name_size_and_time_of_change(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"video")
+    name, size, changed = identify_video({"path": str(path), "bytes": None})
+    assert (name, size, changed) == ("a.mp4", "5", str(path.stat().st_mtime_ns))
+
+
+def test_a_zipped_video_is_known_by_its_place_in_the_archive_and_its_content(tmp_path):
+    files = write_ave(tmp_path / "clips", ROWS, SPLITS)
+    videos = [load_ave(files.zip(tmp_path / name), split="test")[0]["video"] for name in ("a.zip", "b.zip")]
+    assert identify_video(videos[0]) == identify_video(videos[1])
+    assert identify_video(videos[0])[:2] == ("AVE_Dataset/AVE/-dog0000001.mp4", str(len("video of -dog0000001")))
+    files.video("-dog0000001").write_bytes(b"video of +dog0000001")
+    changed = load_ave(files.zip(tmp_path / "c.zip"), split="test")[0]["video"]
+    assert identify_video(changed) != identify_video(videos[0])
+
+
+def test_embedded_videos_are_known_by_content_and_others_by_address():
+    one, other = ({"path": "a.mp4", "bytes": content} for content in (b"1", b"2"))
+    assert identify_video(one) == identify_video({"path": None, "bytes": b"1"}) != identify_video(other)
+    for address in ("/nowhere/a.mp4", "zip://a.mp4::/nowhere/b.zip", "hf://datasets/x/a.mp4"):
+        assert identify_video({"path": address}) == (address,)

@@ -1,11 +1,15 @@
 """Clips from files: read one by one or cached, and paired for stage 1."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from ave_clip.data import generate_synthetic_ave, load_ave
-from ave_clip.training.clips import ClipReader, build_clip_cache, cache_key, normalize_frames
+from ave_clip.training import clips
+from ave_clip.training.clips import ClipReader, build_clip_cache, cache_key, clips_fingerprint, normalize_frames
 from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds
 from tests.conftest import tiny_processor
 
@@ -73,11 +77,42 @@ def test_a_cache_is_built_once_and_its_name_follows_the_settings(folder, example
     assert cache_key(examples.select([0]), tiny_processor(2)) != cache_key(examples, tiny_processor(2))
 
 
+def test_a_fingerprint_follows_rows_labels_and_order_and_not_the_place_of_the_data(folder, examples, tmp_path):
+    before = clips_fingerprint(examples)
+    first = examples[0]
+    assert clips_fingerprint([{**first, "labels": [*first["labels"][:9], 3]}]) != clips_fingerprint([first])
+    assert clips_fingerprint([{**first, "row": 99}]) != clips_fingerprint([first])
+    assert clips_fingerprint(reversed(list(examples))) != before
+    shutil.copytree(folder / "data", tmp_path / "moved")
+    moved = load_ave(tmp_path / "moved", split="train", cache_dir=tmp_path / "cache")
+    assert clips_fingerprint(moved) == before
+    path = Path(moved[0]["video"]["path"])
+    path.write_bytes(path.read_bytes() + b"more")
+    assert clips_fingerprint(moved) != before
+
+
 def test_an_interrupted_cache_leaves_nothing(tmp_path, examples, monkeypatch):
     monkeypatch.setattr(ClipReader, "__getitem__", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_clip_cache(tmp_path, examples, tiny_processor())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_another_process_finished_first_is_used(tmp_path, examples, cache, monkeypatch):
+    def finish_second(folder, reader, num_workers):
+        shutil.copytree(cache.folder, tmp_path / cache.folder.name)
+        (folder / "index.json").touch()
+
+    monkeypatch.setattr(clips, "_fill_cache", finish_second)
+    assert build_clip_cache(tmp_path, examples, tiny_processor()).rows == cache.rows
+    assert [path.name for path in tmp_path.iterdir()] == [cache.folder.name]
+
+
+def test_something_else_in_the_place_of_a_cache_is_left_alone(tmp_path, examples, cache):
+    (tmp_path / cache.folder.name).mkdir()
+    (tmp_path / cache.folder.name / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        build_clip_cache(tmp_path, examples, tiny_processor())
 
 
 def test_pairs_are_the_event_segments(cache, examples):

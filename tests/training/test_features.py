@@ -78,7 +78,7 @@ def test_a_shard_that_lost_a_row_stops_the_manifest(tmp_path):
 def test_shards_of_other_settings_are_refused(tmp_path):
     fill(tmp_path)
     other = FeatureWriter(tmp_path, {**DESCRIPTION, "num_frames_per_segment": 8}, (7, 3, 9), rows_per_shard=2)
-    with pytest.raises(FeatureStoreError, match="made with other settings or another encoder"):
+    with pytest.raises(FeatureStoreError, match="with other settings or by another encoder"):
         other.is_done(0)
 
 

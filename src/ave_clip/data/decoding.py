@@ -5,6 +5,7 @@ frames and sound in one pass, by the processor; reading only labels decodes noth
 """
 
 import functools
+import hashlib
 import io
 import os
 import zipfile
@@ -63,6 +64,32 @@ def open_video(video: str | Mapping[str, Any]) -> str | BinaryIO:
 
     with fsspec.open(path, "rb") as file:
         return _NamedBytes(file.read(), path)
+
+
+def identify_video(video: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tell a video from others, and from itself once its file has changed, without reading it.
+
+    Args:
+        video (`Mapping`): A row's `video` of `path` and `bytes`.
+
+    Returns:
+        `tuple[str, ...]`: of a file its name, size and time of change; of a member of a zip its name in the archive,
+        size and checksum; of an embedded video a hash of its bytes; the path or address alone of anything else.
+        A data set that moves as a whole stays the same.
+    """
+    path, content = video.get("path"), video.get("bytes")
+    if content is not None:
+        return (hashlib.sha256(content).hexdigest(),)
+    path = path or ""
+    member, separator, archive = path.removeprefix("zip://").partition("::")
+    try:
+        if path.startswith("zip://") and separator:
+            info = _open_archive(archive, os.stat(archive).st_mtime_ns, os.getpid()).getinfo(member)
+            return member, str(info.file_size), f"{info.CRC:08x}"
+        facts = os.stat(path)
+    except (KeyError, OSError, zipfile.BadZipFile):
+        return (path,)
+    return os.path.basename(path), str(facts.st_size), str(facts.st_mtime_ns)
 
 
 def find_problems(examples: Iterable[Mapping[str, Any]], probe_videos: bool = False) -> list[VideoProblem]:

@@ -6,8 +6,7 @@ N clips, T segments, K frames per segment, S samples per segment, H and W of a f
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
 from ..data.annotations import IGNORED_LABEL
-from ..data.decoding import open_video
+from ..data.decoding import identify_video, open_video
+from ..files import FolderInUseError, new_folder
 from .arguments import write_json
 
 logger = logging.get_logger(__name__)
 
 CACHE_FORMAT = 1
+INDEX_FILE = "index.json"  # written last
 CACHED = {"frames": "pixel_values", "frame_mask": "frame_mask", "sounds": "input_values", "labels": "labels"}
 
 
@@ -82,7 +83,7 @@ class ClipCache:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self.rows = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))["rows"]
+        self.rows = json.loads((self.folder / INDEX_FILE).read_text(encoding="utf-8"))["rows"]
         self.frames, self.frame_mask, self.sounds, self.labels = (
             np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in CACHED
         )
@@ -106,32 +107,43 @@ def build_clip_cache(
         `ClipCache`: it appears under its name only when whole.
 
     Raises:
-        ValueError: where there are no clips, none can be read, or their numbers of labels differ.
+        ValueError: where there are no clips, none can be read, their numbers of labels differ, or something else is
+            in the cache's place.
     """
     if len(examples) == 0:
         raise ValueError("Got no clips to decode: the split is empty.")
     target = Path(folder) / cache_key(examples, processor)
-    if not target.exists():
+    if not (target / INDEX_FILE).exists():
         reader = ClipReader(examples, processor, do_rescale=False, do_normalize=False)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        partial.mkdir(parents=True)
         try:
-            _fill_cache(partial, reader, num_workers)
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            with new_folder(target) as partial:
+                _fill_cache(partial, reader, num_workers)
+        except FolderInUseError:
+            if not (target / INDEX_FILE).exists():
+                raise
+            logger.info(f"Another process made {target} meanwhile: that one is used.")
     return ClipCache(target)
 
 
 def cache_key(examples: Sequence[Mapping[str, Any]], processor: Any) -> str:
-    """Name what a cache holds: a hash of the clips (file, size, time of change), their labels and the settings."""
+    """Name what a cache holds: a hash of the clips, their labels (see `clips_fingerprint`) and the settings."""
     settings = [processor.video_processor.to_dict(), processor.feature_extractor.to_dict()]
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *settings], sort_keys=True, default=str).encode())
+    content = json.dumps([CACHE_FORMAT, clips_fingerprint(examples), *settings], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def clips_fingerprint(examples: Iterable[Mapping[str, Any]]) -> str:
+    """Hash what is learned from: each row's number, video (see `identify_video`) and labels; no video is read.
+
+    Args:
+        examples (`Iterable[Mapping[str, Any]]`): Rows as `load_ave` gives them.
+
+    Returns:
+        `str`: 16 hexadecimal digits; others for other videos, corrected labels or another order.
+    """
+    digest = hashlib.sha256()
     for example in examples:
-        path = example["video"].get("path")
-        facts = os.stat(path) if path and os.path.exists(path) else None
-        stamp = (facts.st_size, facts.st_mtime_ns) if facts else ()
-        digest.update(repr((example["row"], path, list(example["labels"]), stamp)).encode())
+        digest.update(repr((example["row"], identify_video(example["video"]), list(example["labels"]))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -170,7 +182,7 @@ def _fill_cache(folder: Path, reader: ClipReader, num_workers: int) -> None:
         raise ValueError(f"None of the {len(reader)} clips could be read. The first: {next(iter(failed.values()))}")
     for array in arrays.values():
         array.flush()
-    write_json(folder / "index.json", {"rows": list(reader.examples["row"]), "failed": failed})
+    write_json(folder / INDEX_FILE, {"rows": list(reader.examples["row"]), "failed": failed})
 
 
 def _new_arrays(folder: Path, num_clips: int, clip: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ features/train/shard-00000.safetensors  rows, labels, segment_mask, image_featur
 ```
 Every file appears under its final name only when it is whole, so a run that was killed goes on where it stopped:
 shards that stand are not made again. A shard remembers the fingerprint of what made it, so shards of two different
-encoders or settings never end up in one store.
+encoders, settings or data sets never end up in one store.
 
 Shapes: R rows of a shard, T segments, P picture locations, D feature width.
 """
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ..data.collation import collate_rows
+from ..files import atomic_file
 from .arguments import write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -56,8 +57,9 @@ class FeatureWriter:
 
     Args:
         folder (`str` or `os.PathLike`): Folder of the split; made when missing.
-        description (`Mapping[str, Any]`): What makes the features: `encoder_fingerprint`, `visual_feature_type`,
-            `num_frames_per_segment`, `segment_seconds`, `dtype`, `labels` and whatever else a reader must know.
+        description (`Mapping[str, Any]`): What makes the features: `encoder_fingerprint`, `clips_fingerprint`,
+            `visual_feature_type`, `num_frames_per_segment`, `segment_seconds`, `dtype`, `id2label` and whatever else
+            a reader must know.
         rows (`Sequence[int]`): All rows of the split, in order.
         rows_per_shard (`int`): Rows of a shard.
     """
@@ -92,8 +94,9 @@ class FeatureWriter:
         found = _shard_metadata(self.path(shard)).get("fingerprint")
         if found != self.fingerprint:
             raise FeatureStoreError(
-                f"{self.path(shard)} was made with other settings or another encoder (fingerprint {found}, now "
-                f"{self.fingerprint}). Write to another folder, or delete {self.folder} first."
+                f"{self.path(shard)} was made from other clips or labels, with other settings or by another encoder "
+                f"(fingerprint {found}, now {self.fingerprint}). Write to another folder, or delete "
+                f"{self.folder} first."
             )
         return True
 
@@ -111,9 +114,8 @@ class FeatureWriter:
         metadata = {"fingerprint": self.fingerprint, "failed": json.dumps(dict(failed or {}))}
         batch = collate_clips(clips) if clips else {}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in batch.items()}
-        partial = self.path(shard).with_name(f".{self.path(shard).name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, self.path(shard))
+        with atomic_file(self.path(shard)) as partial:
+            save_file(tensors, partial, metadata=metadata)
 
     def finish(self, split: str) -> dict[str, Any]:
         """Write the manifest, once every shard stands.
