@@ -9,7 +9,6 @@ What it writes: every measure of `ave_clip.training.metrics` for each decoder, a
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -46,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=ave_clip.DEFAULT_CHECKPOINT, help="Localizer: folder or Hub id.")
     parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--output", help="JSON file; MODEL/evaluation-SPLIT.json by default.")
+    parser.add_argument("--output", help="JSON file; ./evaluation-SPLIT.json by default.")
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS))
     parser.add_argument("--min_event_segments", type=int, help="The model's own by default.")
     parser.add_argument("--batch_size", type=int, default=4, help="Clips per process.")
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     if accelerator.is_main_process:
         show(results)
         content = {"split": args.split, "unreadable": missing, "decoders": results, **describe_run(args, argv)}
-        write_json(args.output or Path(args.model) / f"evaluation-{args.split}.json", content)
+        write_json(args.output or f"evaluation-{args.split}.json", content)
     accelerator.end_training()
     return results
 

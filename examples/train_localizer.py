@@ -148,7 +148,7 @@ def build_localizer_and_processor(args: argparse.Namespace):
 
 
 def build_optimizer(args: argparse.Namespace, localizer, steps_per_epoch: int):
-    """Adam over the localizer alone, warm-up and cosine."""
+    """AdamW over the localizer alone, warm-up and cosine."""
     trained = [parameter for parameter in localizer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=args.weight_decay)
     warmup, total = max(1, args.warmup_epochs * steps_per_epoch), args.num_epochs * steps_per_epoch

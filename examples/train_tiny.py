@@ -85,6 +85,7 @@ def train(args: argparse.Namespace, work: Path, seconds: dict[str, float]) -> di
         results[f"no_{blanked}"] = timed(f"no_{blanked}", train_localizer.main, arguments)
     common = ["--num_workers", str(args.num_workers), *(["--cpu"] if args.cpu else [])]
     arguments = ["--model", str(work / "localizer"), "--data_dir", str(clips), "--split", "test", *common]
+    arguments += ["--output", str(work / "evaluation-test.json")]
     results["test"] = timed("test", evaluate_localizer.main, arguments)
     return results
 

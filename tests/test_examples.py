@@ -1,6 +1,7 @@
 """Each stage script runs two steps on a few synthetic clips, and hands on exactly what the next one needs."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from ave_clip import AudioCLIPModel, AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
+from ave_clip.categories import labels_with_background
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.arguments import parse_overrides
 from ave_clip.training.checkpoints import build_localizer, load_audioclip
@@ -166,8 +168,26 @@ def test_stage_2_goes_on_where_it_stopped(scripts, work, stage2):
 
 
 def test_stage_2_refuses_to_mix_settings_in_one_folder(scripts, work, stage2):
-    with pytest.raises(FeatureStoreError, match="made with other settings"):
+    with pytest.raises(FeatureStoreError, match="with other settings"):
         scripts["stage2"].main(stage2_arguments(work, "--num_frames_per_segment", "1"))
+
+
+def test_stage_2_refuses_to_mix_data_sets_in_one_folder(scripts, work, stage2, tmp_path):
+    generate_synthetic_ave(tmp_path / "clips", num_videos=10, seed=6, num_workers=0, splits=(0.6, 0.2, 0.2))
+    with pytest.raises(FeatureStoreError, match="made from other clips or labels"):
+        scripts["stage2"].main(stage2_arguments(work, "--data_dir", tmp_path / "clips"))
+
+
+def test_stage_2_refuses_to_keep_features_of_corrected_annotations(scripts, work, stage2, tmp_path):
+    shutil.copytree(work / "clips", tmp_path / "clips")
+    scripts["stage2"].main(stage2_arguments(work, "--data_dir", tmp_path / "clips", "--splits", "test"))
+    line = (tmp_path / "clips" / "testSet.txt").read_text().splitlines()[0]
+    corrected = f"{line.rsplit('&', 2)[0]}&3&4"
+    for name in ("testSet.txt", "Annotations.txt"):
+        path = tmp_path / "clips" / name
+        path.write_text(path.read_text().replace(line, corrected))
+    with pytest.raises(FeatureStoreError, match="made from other clips or labels"):
+        scripts["stage2"].main(stage2_arguments(work, "--data_dir", tmp_path / "clips", "--splits", "test"))
 
 
 def test_stage_2_lists_a_clip_that_cannot_be_read_and_keeps_the_others(scripts, work, stage1, tmp_path):
@@ -195,7 +215,7 @@ def test_stage_3_keeps_the_towers_and_the_labels(work, stage3):
         for name, tensor in getattr(localizer, tower).state_dict().items():
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
     categories = load_ave(work / "clips", split="train").features["category"].names
-    assert list(localizer.config.id2label.values()) == [*categories, "background"]
+    assert localizer.config.id2label == labels_with_background(categories)
     assert localizer.config.hidden_size == 8
     processor = AVEClipProcessor.from_pretrained(work / "localizer")
     assert processor.id2label == localizer.config.id2label
@@ -209,6 +229,16 @@ def test_evaluating_the_files_gives_what_stage_3_measured_on_the_features(script
     for decoder, metrics in results.items():
         np.testing.assert_equal(metrics, stage3["test"][decoder])
     assert json.loads((tmp_path / "e.json").read_text())["unreadable"] == 0
+
+
+def test_an_evaluation_goes_to_the_working_folder_and_not_into_the_model(scripts, work, stage3, tmp_path, monkeypatch):
+    before = sorted((work / "localizer").iterdir())
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--cpu", "--model", str(work / "localizer"), "--data_dir", str(work / "clips")]
+    results = scripts["evaluate"].main([*arguments, "--max_clips", "1", "--decoders", "none"])
+    written = json.loads((tmp_path / "evaluation-test.json").read_text())
+    assert written["decoders"]["none"]["segment_accuracy"] == results["none"]["segment_accuracy"]
+    assert sorted((work / "localizer").iterdir()) == before
 
 
 def test_stage_3_on_raw_clips_starts_where_stage_3_on_features_does(scripts, work, stage3, tmp_path):

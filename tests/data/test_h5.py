@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from ave_clip.categories import labels_with_background
 from ave_clip.data import AnnotationError, H5FileError, collate_rows, load_ave_features
 from ave_clip.data.h5 import H5Array, compare_label_files, read_order
 from ave_clip.data.source import read_source
@@ -216,7 +217,7 @@ def test_features_train_the_localizer(features):
         use_encoders=False,
         image_feature_size=part.image_feature_size,
         audio_feature_size=part.audio_feature_size,
-        id2label=dict(enumerate([*part.categories, "background"])),
+        id2label=labels_with_background(part.categories),
     ).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     losses = []
