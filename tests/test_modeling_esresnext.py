@@ -443,7 +443,25 @@ def test_unit_range_waveforms_are_noticed_once(model, monkeypatch):
     assert len(warnings) == 1 and "expects the range of int16" in warnings[0]
 
 
-@pytest.mark.parametrize("shape", [(10,), (2, 0), (2, 0, 10), (2, 1, 1, 10)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_waveforms_with_nan_or_infinity_are_refused(value, dtype, model, waveforms):
+    waveforms[1, 3000] = value
+    with pytest.raises(ValueError, match="input_values hold NaN or infinite samples. Repair or drop"):
+        model(waveforms.to(dtype))
+
+
+@torch.no_grad()
+def test_nan_that_nothing_looks_at_shows_in_the_embeddings_of_its_clip(model, waveforms, monkeypatch):
+    expected = model(waveforms).audio_embeds
+    waveforms[1, 3000] = float("nan")
+    monkeypatch.setattr("ave_clip.modeling_esresnext.torch.compiler.is_compiling", lambda: True)
+    embeds = model(waveforms).audio_embeds
+    torch.testing.assert_close(embeds[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert embeds[1].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(10,), (0, 10), (2, 0), (2, 0, 10), (2, 1, 1, 10)])
 def test_waveforms_of_another_shape_are_refused(shape, model):
     with pytest.raises(ValueError, match=r"input_values must have shape .* got"):
         model(torch.zeros(shape))

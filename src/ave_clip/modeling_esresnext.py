@@ -60,11 +60,14 @@ def num_frames_for(num_samples: int, win_length: int, hop_length: int) -> int:
     return 1 if num_samples <= win_length else 1 + math.ceil((num_samples - win_length) / hop_length)
 
 
-def _warn_of_unit_range(input_values: torch.Tensor) -> None:
-    """Warn if waveforms look like floats in [-1, 1]; on the CPU only, where looking costs next to nothing."""
+def _check_values(input_values: torch.Tensor) -> None:
+    """Refuse NaN and infinity, warn of floats in [-1, 1]; on the CPU only, where looking costs next to nothing."""
     if input_values.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
-    if 0 < input_values.detach().abs().max() <= 1:
+    peak = input_values.detach().abs().max().item()  # NaN spreads
+    if not math.isfinite(peak):
+        raise ValueError("input_values hold NaN or infinite samples. Repair or drop the clips they come from.")
+    if 0 < peak <= 1:
         logger.warning_once(
             "input_values lie within [-1, 1], but AudioCLIP expects the range of int16: use "
             "AudioCLIPFeatureExtractor, or multiply by 32768. Ignore this if the unit amplitude of the authors' "
@@ -242,7 +245,7 @@ class AudioCLIPSpectrogram(nn.Module):
         real, imag = spectrum.transpose(1, 2).chunk(2, dim=1)  # (B, K, N)
         rows = self.config.num_image_rows
         power = (real.square() + imag.square())[:, : 3 * rows]
-        power = torch.where(power > 0, power, MIN_POWER)
+        power = torch.where(power <= 0, MIN_POWER, power)  # NaN stays NaN: it must not pass for silence
         return 10 * torch.log10(power.unflatten(1, (3, rows))), self.filter_loss(kernel)
 
 
@@ -385,7 +388,8 @@ class AudioCLIPAudioModel(AlignedPreTrainedModel):
             [`AudioCLIPAudioOutput`]
 
         Raises:
-            ValueError: if the waveforms are missing, empty or of another shape.
+            ValueError: if the waveforms are missing, empty, of another shape, or hold NaN or infinity. The values are
+                looked at on the CPU only, and not in compiled code; elsewhere NaN gives NaN embeddings.
         """
         waveform, num_channels = self._flat_waveform(input_values)  # (B * A, S)
         with torch.autocast(device_type=waveform.device.type, enabled=False):
@@ -401,12 +405,12 @@ class AudioCLIPAudioModel(AlignedPreTrainedModel):
     def _flat_waveform(self, input_values: torch.Tensor | None) -> tuple[torch.Tensor, int]:
         if input_values is None:
             raise ValueError("input_values is missing: pass waveforms as the feature extractor returns them.")
-        if input_values.dim() not in (2, 3) or input_values.shape[-1] == 0 or input_values.shape[1] == 0:
+        if input_values.dim() not in (2, 3) or input_values.numel() == 0:
             raise ValueError(
                 "input_values must have shape (batch_size, num_samples) or (batch_size, channels, num_samples) with "
                 f"at least one sample, got {tuple(input_values.shape)}."
             )
-        _warn_of_unit_range(input_values)
+        _check_values(input_values)
         num_channels = input_values.shape[1] if input_values.dim() == 3 else 1
         dtype = torch.promote_types(self.fbsp.m.dtype, self.conv1.weight.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
