@@ -82,12 +82,18 @@ def test_loss_sums_the_pairs_over_the_factorial_of_their_number(absent, model, b
 @pytest.mark.parametrize("given", MODALITIES)
 def test_one_modality_alone_is_embedded(given, model, batch):
     with torch.no_grad():
-        together, alone = model(**batch), model(**{given: batch[given]}, return_loss=True)
+        together, alone = model(**batch), model(**{given: batch[given]})
     name = {"input_ids": "text_embeds", "pixel_values": "image_embeds", "input_values": "audio_embeds"}[given]
     torch.testing.assert_close(alone[name], together[name], rtol=1e-5, atol=1e-6)
     absent = {"text_embeds", "image_embeds", "audio_embeds"} - {name}
     assert absent.isdisjoint(alone.keys()) and alone.loss is None
     assert (alone.loss_ttf is None) == (given != "input_values")
+
+
+@pytest.mark.parametrize("given", MODALITIES)
+def test_loss_of_one_modality_alone_is_refused(given, model, batch):
+    with pytest.raises(ValueError, match=f"return_loss=True needs two of .*, got only {given}"):
+        model(**{given: batch[given]}, return_loss=True)
 
 
 def test_batches_of_different_size_give_logits_but_no_loss(model, batch):
@@ -107,6 +113,22 @@ def test_sample_weights_weigh_the_items(model, batch):
     torch.testing.assert_close(outputs.loss, expected)
     with pytest.raises(ValueError, match=r"sample_weights must have shape \(3,\), got \(2,\)"):
         model(**batch, return_loss=True, sample_weights=weights[:2])
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0]]
+)
+def test_sample_weights_without_a_finite_sum_above_zero_are_refused(weights, model, batch):
+    with pytest.raises(ValueError, match="sample_weights must have a finite sum above 0, got"):
+        model(**batch, return_loss=True, sample_weights=torch.tensor(weights))
+
+
+def test_sample_weights_too_small_for_the_dtype_of_the_logits_are_refused():
+    logits = torch.eye(2, dtype=torch.float16)
+    with pytest.raises(ValueError, match="finite sum above 0, got 0"):
+        contrastive_loss(logits, torch.tensor([1e-12, 1e-12]))
+    weights = torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(contrastive_loss(logits, weights), 2 * torch.log1p(torch.exp(-logits[0, 0])))
 
 
 def test_contrastive_loss_of_uniform_logits_is_twice_the_entropy():

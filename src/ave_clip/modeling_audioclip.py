@@ -92,7 +92,8 @@ def contrastive_loss(logits: torch.Tensor, sample_weights: torch.Tensor | None =
         `torch.Tensor` of shape `()`.
 
     Raises:
-        ValueError: if the matrix is not square or there is not one weight for each pair.
+        ValueError: if the matrix is not square, or the weights are not one for each pair with a finite sum above 0
+            (the sum is not looked at in compiled code).
     """
     if logits.shape[0] != logits.shape[1]:
         raise ValueError(
@@ -104,10 +105,22 @@ def contrastive_loss(logits: torch.Tensor, sample_weights: torch.Tensor | None =
                 f"sample_weights must have shape ({logits.shape[0]},), got {tuple(sample_weights.shape)}."
             )
         sample_weights = sample_weights.to(logits)
+        _check_sum(sample_weights)
     target = torch.arange(logits.shape[0], device=logits.device)
     rows = nn.functional.cross_entropy(logits, target, weight=sample_weights)
     columns = nn.functional.cross_entropy(logits.t(), target, weight=sample_weights)
     return rows + columns
+
+
+def _check_sum(sample_weights: torch.Tensor) -> None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    total = sample_weights.detach().sum(dtype=torch.float32).item()
+    if not 0 < total < math.inf:
+        raise ValueError(
+            f"sample_weights must have a finite sum above 0, got {total:g}, by which the loss would be divided. Give "
+            "at least one pair a weight above 0, or leave the batch out."
+        )
 
 
 def _normalize(embeds: torch.Tensor) -> torch.Tensor:
@@ -309,10 +322,18 @@ class AudioCLIPModel(AlignedPreTrainedModel):
             [`AudioCLIPOutput`]
 
         Raises:
-            ValueError: if no modality is given, or the loss is asked for batches of different size.
+            ValueError: if no modality is given, or the loss is asked for one modality alone, for batches of
+                different size, or with weights whose sum is not above 0.
         """
-        if input_ids is None and pixel_values is None and input_values is None:
+        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "input_values": input_values}
+        given = [name for name, value in inputs.items() if value is not None]
+        if not given:
             raise ValueError("Nothing to embed: give at least one of input_ids, pixel_values and input_values.")
+        if return_loss and len(given) == 1:
+            raise ValueError(
+                f"return_loss=True needs two of {', '.join(inputs)} or more, got only {given[0]}. Give the partners "
+                "of another modality, or leave return_loss out."
+            )
         audio = image = text = None
         if input_values is not None:
             audio = self.get_audio_features(input_values, return_dict=True, **kwargs)
@@ -348,15 +369,13 @@ class AudioCLIPModel(AlignedPreTrainedModel):
         return scale * rows @ columns.t().to(rows.device)
 
     @staticmethod
-    def _loss(outputs: AudioCLIPOutput, sample_weights: torch.Tensor | None) -> torch.Tensor | None:
+    def _loss(outputs: AudioCLIPOutput, sample_weights: torch.Tensor | None) -> torch.Tensor:
         """Contrastive losses summed over the pairs and divided by the factorial of their number, plus `loss_ttf`.
 
         The original divides by the factorial; kept since the released weights were trained so.
         """
         pairs = (outputs.logits_per_audio_image, outputs.logits_per_audio_text, outputs.logits_per_image_text)
         losses = [contrastive_loss(logits, sample_weights) for logits in pairs if logits is not None]
-        if not losses:
-            return None
         loss = sum(losses) / math.factorial(len(losses))
         return loss if outputs.loss_ttf is None else loss + outputs.loss_ttf
 
