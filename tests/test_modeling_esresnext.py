@@ -447,7 +447,7 @@ def test_unit_range_waveforms_are_noticed_once(model, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_waveforms_with_nan_or_infinity_are_refused(value, dtype, model, waveforms):
     waveforms[1, 3000] = value
-    with pytest.raises(ValueError, match="input_values hold NaN or infinite samples. Repair or drop"):
+    with pytest.raises(ValueError, match="input_values hold NaN or infinite samples"):
         model(waveforms.to(dtype))
 
 
