@@ -96,6 +96,16 @@ def test_arrays_tensors_and_lists_are_read_alike(audio, extractor):
     assert input_values.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_of_any_floating_dtype_and_with_gradients_are_read(dtype, extractor):
+    clip = torch.from_numpy(tone(6)).to(dtype).requires_grad_()
+    for audio in (clip, [clip], clip[None]):
+        input_values = extractor(audio, sampling_rate=8000, return_tensors="np")["input_values"]
+        np.testing.assert_array_equal(np.squeeze(input_values), clip.detach().float().numpy() * np.float32(32768))
+        assert input_values.dtype == np.float32
+    assert clip.requires_grad
+
+
 def test_float64_is_kept_when_asked(extractor):
     clip = np.sin(np.arange(5)) / 3
     features = extractor([clip, clip[:3]], sampling_rate=8000, dtype=np.float64, return_tensors="pt")
@@ -129,6 +139,7 @@ def test_missing_sampling_rate_is_warned_of(extractor, monkeypatch):
         (np.array([0.1, np.nan], dtype=np.float32), "NaN or infinite"),
         (np.array([0.1, -np.inf], dtype=np.float32), "NaN or infinite"),
         (np.array([100, -200], dtype=np.int16), "Got int16 audio.*Divide int16 samples by 32768"),
+        (torch.tensor([100, -200], dtype=torch.int16), "Got int16 audio"),
         ([1, 2, 3], "Got int64 audio"),
         (np.array([100.0, -2000.0]), "peaks at 2000, expected floats in"),
         (np.zeros((2, 0), dtype=np.float32), "empty waveform"),

@@ -107,7 +107,8 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech (`np.ndarray`, `torch.Tensor`, `list[float]` or a list of these):
-                One clip of shape `(num_samples,)`, mono, or `(channels, num_samples)`; or a list of clips.
+                One clip of shape `(num_samples,)`, mono, or `(channels, num_samples)`; or a list of clips. Tensors may
+                be of any floating dtype, and need no `detach`.
             sampling_rate (`int`, *optional*):
                 Samples per second of the clips; pass it so that a mismatch is noticed.
             padding (`bool`, `str` or [`~utils.PaddingStrategy`], *optional*, defaults to `True`):
@@ -178,7 +179,7 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
     def _as_clips(raw_speech: np.ndarray | torch.Tensor | Sequence[Any]) -> list[np.ndarray]:
         """Split the input into clips of shape `(num_samples,)` or `(channels, num_samples)`."""
         if isinstance(raw_speech, torch.Tensor):
-            raw_speech = raw_speech.detach().cpu().numpy()
+            raw_speech = _as_array(raw_speech)
         if np.isscalar(raw_speech):
             clips = [np.asarray(raw_speech)]
         elif isinstance(raw_speech, np.ndarray):
@@ -186,13 +187,22 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
         elif len(raw_speech) and np.isscalar(raw_speech[0]):
             clips = [np.asarray(raw_speech)]
         else:
-            clips = [np.asarray(clip) for clip in raw_speech]
+            clips = [_as_array(clip) for clip in raw_speech]
         if not clips or any(clip.ndim not in (1, 2) for clip in clips):
             raise ValueError(
                 "Audio must be one clip of shape (num_samples,) or (channels, num_samples), or a list of such clips; "
                 f"got shapes {[clip.shape for clip in clips]}."
             )
         return clips
+
+
+def _as_array(clip: np.ndarray | torch.Tensor | Sequence[Any]) -> np.ndarray:
+    """The clip as an array; tensors lose their gradient, and dtypes that numpy lacks become float32."""
+    if isinstance(clip, torch.Tensor):
+        clip = clip.detach().cpu()
+        clip = clip.float() if clip.is_floating_point() and clip.dtype.itemsize < 4 else clip
+        return clip.numpy()
+    return np.asarray(clip)
 
 
 def _round_up(length: int, multiple: int | None) -> int:
