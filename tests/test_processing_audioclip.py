@@ -1,5 +1,8 @@
 """AudioCLIPProcessor: its parts, label texts, any batch sizes."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +88,23 @@ def test_texts_of_another_form_are_refused(text, processor):
         processor(text=text)
 
 
+def test_an_empty_list_of_texts_is_refused(processor):
+    with pytest.raises(ValueError, match="empty list of texts, expected at least one"):
+        processor(text=[])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_floating_dtype_and_with_gradients_are_read(dtype, processor):
+    batch = torch.from_numpy(clips(1)[0]).to(dtype)
+    expected = batch.float() * 32768
+    for audio in (batch, batch.clone().requires_grad_(), [batch.clone().requires_grad_(), batch]):
+        values = processor(audio=audio, sampling_rate=8000, return_tensors="pt")["input_values"]
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, expected.expand_as(values))
+    with pytest.raises(ValueError, match="Got int16 audio"):
+        processor(audio=(batch * 100).to(torch.int16), sampling_rate=8000)
+
+
 def test_nothing_to_prepare_is_refused(processor):
     with pytest.raises(ValueError):
         processor()
@@ -104,3 +124,31 @@ def test_saving_and_loading_gives_the_same_inputs(processor, tmp_path):
         inputs = loaded(**options, return_tensors="pt")
         assert inputs.keys() == expected.keys()
         assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+
+
+def test_processor_without_tokenizer_is_saved_and_loaded(processor, tmp_path):
+    silent = AudioCLIPProcessor(processor.image_processor, processor.feature_extractor)
+    silent.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
+    options = {"images": pictures(1), "audio": clips(2), "sampling_rate": 8000, "return_tensors": "pt"}
+    expected = processor(**options)
+    loaded = [AudioCLIPProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)]
+    for each in (silent, *loaded, copy.deepcopy(silent), pickle.loads(pickle.dumps(silent))):
+        assert type(each) is AudioCLIPProcessor and not hasattr(each, "tokenizer")
+        assert each.model_input_names == ["pixel_values", "input_values"] and "tokenizer: " not in repr(each)
+        inputs = each(**options)
+        assert inputs.keys() == {"pixel_values", "input_values"}
+        assert all(torch.equal(inputs[key], expected[key]) for key in inputs)
+        with pytest.raises(ValueError, match=r"converted without its text tower.*ave-clip convert"):
+            each(text="dog", **options)
+        with pytest.raises(ValueError, match="has no tokenizer"):
+            each.decode([1])
+
+
+def test_tokenizer_can_be_given_to_a_folder_without_one(processor, tmp_path):
+    AudioCLIPProcessor(processor.image_processor, processor.feature_extractor).save_pretrained(tmp_path)
+    loaded = AudioCLIPProcessor.from_pretrained(tmp_path, tokenizer=processor.tokenizer)
+    assert loaded(text="dog")["input_ids"] == processor(text="dog")["input_ids"]
+    loaded.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again(text="dog")["input_ids"] == processor(text="dog")["input_ids"]

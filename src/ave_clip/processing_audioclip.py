@@ -1,8 +1,10 @@
 """Processor of AudioCLIP: images, waveforms and label texts to the inputs of [`AudioCLIPModel`]."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoFeatureExtractor, AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.audio_utils import AudioInput
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, Unpack
@@ -18,7 +20,8 @@ class AudioCLIPProcessor(ProcessorMixin):
     Args:
         image_processor ([`~transformers.CLIPImageProcessor`]): Images to `pixel_values`.
         feature_extractor ([`AudioCLIPFeatureExtractor`]): Waveforms in [-1, 1] to `input_values`.
-        tokenizer ([`~transformers.CLIPTokenizer`]): Texts to `input_ids` and `attention_mask`.
+        tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Texts to `input_ids` and `attention_mask`. A
+            checkpoint without a text tower has none; the processor then has no such attribute, and refuses texts.
 
     Example:
 
@@ -36,7 +39,12 @@ class AudioCLIPProcessor(ProcessorMixin):
     text_kwargs = {"padding": True}
 
     def __init__(self, image_processor=None, feature_extractor=None, tokenizer=None, **kwargs):
-        super().__init__(image_processor, feature_extractor, tokenizer, **kwargs)
+        if tokenizer is not None:
+            super().__init__(image_processor, feature_extractor, tokenizer, **kwargs)
+            return
+        # Set on the instance, for ProcessorMixin asks it what to check, save and show.
+        self.get_attributes = functools.partial(list, ("image_processor", "feature_extractor"))
+        super().__init__(image_processor, feature_extractor, **kwargs)
 
     def __call__(
         self,
@@ -63,11 +71,37 @@ class AudioCLIPProcessor(ProcessorMixin):
             [`BatchFeature`] with `pixel_values`, `input_ids` and `attention_mask`, `input_values`, as far as given.
 
         Raises:
-            ValueError: if nothing is given, or a text is neither a string nor a list of strings.
+            ValueError: if nothing is given, if the list of texts is empty, if a text is neither a string nor a list of
+                strings, or if there is no tokenizer for it.
         """
-        if text is not None and not isinstance(text, str):
-            text = [_join_labels(item) for item in text]
+        if text is not None:
+            if not hasattr(self, "tokenizer"):
+                raise ValueError(
+                    "This processor has no tokenizer, since the checkpoint was converted without its text tower: give "
+                    "images and audio only, or convert it anew with `ave-clip convert`, without --no-text."
+                )
+            text = _join_texts(text)
         return super().__call__(images=images, text=text, audio=audio, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor as saved; `"tokenizer": None` says that there is none to load."""
+        return super().to_dict() if hasattr(self, "tokenizer") else {**super().to_dict(), "tokenizer": None}
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        if (processor_dict or {}).get("tokenizer", "to be loaded") is not None:
+            return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        parts = (AutoImageProcessor, AutoFeatureExtractor)
+        return [*(part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts), None]
+
+
+def _join_texts(text: str | Sequence[str] | Sequence[Sequence[str]]) -> str | list[str]:
+    if isinstance(text, str):
+        return text
+    texts = [_join_labels(item) for item in text]
+    if not texts:
+        raise ValueError("Got an empty list of texts, expected at least one. Leave `text` out if there are none.")
+    return texts
 
 
 def _join_labels(item: str | Sequence[str]) -> str:
