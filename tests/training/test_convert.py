@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_bfloat16_leaves_the_spectrogram_at_float32(model, checkpoint, bpe_file,
     assert torch.equal(loaded.audio_model.fbsp.fc, model.audio_model.fbsp.fc)
 
 
+def test_weights_too_large_for_float16_are_refused(checkpoint, tmp_path):
+    state = torch.load(checkpoint)
+    state["audio.bn1.running_var"][2] = 70000.0
+    torch.save(state, checkpoint)
+    message = r"audio_model\.bn1\.running_var holds values up to 70000, which torch\.float16 .* bfloat16 or float32"
+    with pytest.raises(ConversionError, match=message):
+        convert_audioclip(checkpoint, tmp_path / "out", text=False, dtype="float16")
+    assert not (tmp_path / "out").exists()
+    convert_audioclip(checkpoint, tmp_path / "out", text=False, dtype="bfloat16")
+    loaded = AudioCLIPModel.from_pretrained(tmp_path / "out")
+    assert loaded.audio_model.bn1.running_var[2].item() == pytest.approx(70000, rel=0.01)
+
+
 def test_no_text_leaves_out_the_text_tower_and_needs_no_vocabulary(model, checkpoint, tmp_path):
     report = convert_audioclip(checkpoint, tmp_path / "out", text=False)
     loaded = AudioCLIPModel.from_pretrained(tmp_path / "out")
@@ -150,6 +164,11 @@ def test_no_text_leaves_out_the_text_tower_and_needs_no_vocabulary(model, checkp
     assert report.unexpected_keys == [] and "token_embedding.weight" in report.dropped_keys
     assert AutoFeatureExtractor.from_pretrained(tmp_path / "out").sampling_rate == 44100
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 224
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(audio=torch.zeros(500), images=torch.zeros(3, 50, 50), sampling_rate=44100, return_tensors="pt")
+    assert inputs["input_values"].shape == (1, 500) and inputs["pixel_values"].shape == (1, 3, 224, 224)
+    with pytest.raises(ValueError, match="without its text tower"):
+        processor(text="church bell")
 
 
 def test_clip_file_gives_image_and_text_towers(tiny_release, bpe_file, tmp_path):
@@ -252,6 +271,30 @@ def test_truncated_file_is_refused(keep, checkpoint, tmp_path):
     data = checkpoint.read_bytes()
     checkpoint.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
     with pytest.raises(ConversionError, match=r"cannot be read|was refused"):
+        convert_audioclip(checkpoint, tmp_path / "out", text=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x80\x02.", "pop from empty list"),
+        (b"\x80\x02X\x01", "unpack requires"),
+        (b"\x80\x02}}K\x01s.", "unhashable"),
+    ],
+)
+def test_damaged_pickle_is_refused_however_it_fails(data, reason, tmp_path):
+    (tmp_path / "damaged.pt").write_bytes(data)
+    with pytest.raises(ConversionError, match=f"damaged.pt (cannot be read|was refused).*{reason}"):
+        convert_audioclip(tmp_path / "damaged.pt", tmp_path / "out", text=False)
+
+
+def test_storage_that_is_lost_in_the_old_format_is_refused(checkpoint, tmp_path):
+    torch.save({"a": torch.zeros(3)}, checkpoint, _use_new_zipfile_serialization=False)
+    data = checkpoint.read_bytes()
+    key = re.findall(rb"\d{8,}", data)[-1]
+    start = data.rfind(key)
+    checkpoint.write_bytes(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :])
+    with pytest.raises(ConversionError, match="cannot be read"):
         convert_audioclip(checkpoint, tmp_path / "out", text=False)
 
 

@@ -6,7 +6,6 @@ The release has four files: `AudioCLIP-Full-Training.pt` and `AudioCLIP-Partial-
 
 import contextlib
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -140,7 +139,7 @@ def convert_audioclip(
 
     Raises:
         ConversionError: if the file is damaged, holds code, is not AudioCLIP's or lacks weights, or if `out_dir` is
-            taken. Nothing is written then.
+            taken, or if a weight is too large for `dtype`. Nothing is written then.
         VocabularyError: if no usable vocabulary is found; nothing is written then either.
     """
     checkpoint, out_dir = Path(checkpoint), Path(out_dir)
@@ -245,7 +244,7 @@ def _read_checkpoint(path: Path, mapped: bool) -> dict[str, torch.Tensor]:
             f"{path} was refused: it holds something other than tensors, which could run code when loaded, or it is "
             f"no PyTorch file ({_first_line(error)})."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # damaged pickles fail in whatever way their bytes say
         raise ConversionError(
             f"{path} cannot be read: it is truncated or no PyTorch state dict ({_first_line(error)}). Download it "
             "again and compare its size with the release."
@@ -345,9 +344,16 @@ def _sort_out_rest(rest: set[str], report: ConversionReport) -> None:
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if tensor.is_floating_point():
-        tensor = tensor.to(torch.float32 if "fbsp." in name else dtype)
-    return tensor.contiguous()
+    """The tensor in `dtype`, that of the spectrogram in float32; integers stay. Finite values must stay finite."""
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
+    cast = tensor.to(torch.float32 if "fbsp." in name else dtype)
+    if cast.dtype != tensor.dtype and not all(extreme.isfinite() for extreme in cast.aminmax()):
+        raise ConversionError(
+            f"{name} holds values up to {tensor.abs().max():g}, which {cast.dtype} cannot hold: they would become "
+            "infinite. Use bfloat16 or float32."
+        )
+    return cast.contiguous()
 
 
 def _write_processor(folder: Path, towers: tuple[str, ...] | None, bpe_file: Path | None) -> None:
@@ -356,19 +362,13 @@ def _write_processor(folder: Path, towers: tuple[str, ...] | None, bpe_file: Pat
     if towers is None:
         feature_extractor.save_pretrained(folder)
         return
-    image_processor = CLIPImageProcessor()
-    if bpe_file is not None:
-        tokenizer = read_clip_tokenizer(bpe_file)
-        AudioCLIPProcessor(image_processor, feature_extractor, tokenizer).save_pretrained(folder)
-        ids, expected = (each(PROBE_TEXT)["input_ids"] for each in (CLIPTokenizer.from_pretrained(folder), tokenizer))
-        if ids != expected:
-            raise ConversionError(
-                f"The written tokenizer gives {ids} for {PROBE_TEXT!r}, the one in memory {expected}."
-            )
+    tokenizer = None if bpe_file is None else read_clip_tokenizer(bpe_file)
+    AudioCLIPProcessor(CLIPImageProcessor(), feature_extractor, tokenizer).save_pretrained(folder)
+    if tokenizer is None:
         return
-    # Without a tokenizer there is no AudioCLIPProcessor, but its parts are read from the same file.
-    parts = {"image_processor": image_processor.to_dict(), "feature_extractor": feature_extractor.to_dict()}
-    (folder / "processor_config.json").write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n")
+    ids, expected = (each(PROBE_TEXT)["input_ids"] for each in (CLIPTokenizer.from_pretrained(folder), tokenizer))
+    if ids != expected:
+        raise ConversionError(f"The written tokenizer gives {ids} for {PROBE_TEXT!r}, the one in memory {expected}.")
 
 
 def _verify(folder: Path, model_class: type[PreTrainedModel], checksums: dict[str, int]) -> None:
