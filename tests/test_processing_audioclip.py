@@ -93,6 +93,11 @@ def test_an_empty_list_of_texts_is_refused(processor):
         processor(text=[])
 
 
+def test_a_number_instead_of_a_text_is_refused(processor):
+    with pytest.raises(ValueError, match="Expected a text or a list of texts, got 3"):
+        processor(text=3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_tensors_of_any_floating_dtype_and_with_gradients_are_read(dtype, processor):
     batch = torch.from_numpy(clips(1)[0]).to(dtype)

@@ -1,7 +1,7 @@
 """Processor of AudioCLIP: images, waveforms and label texts to the inputs of [`AudioCLIPModel`]."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import AutoFeatureExtractor, AutoImageProcessor, BatchFeature, ProcessorMixin
@@ -98,6 +98,8 @@ class AudioCLIPProcessor(ProcessorMixin):
 def _join_texts(text: str | Sequence[str] | Sequence[Sequence[str]]) -> str | list[str]:
     if isinstance(text, str):
         return text
+    if not isinstance(text, Iterable):
+        raise ValueError(f"Expected a text or a list of texts, got {text!r}.")
     texts = [_join_labels(item) for item in text]
     if not texts:
         raise ValueError("Got an empty list of texts, expected at least one. Leave `text` out if there are none.")
