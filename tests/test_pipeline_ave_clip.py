@@ -1,5 +1,6 @@
 """The pipeline on real files: one, many, long, incomplete and unreadable ones."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-import ave_clip  # noqa: F401
+import ave_clip
 from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, window_starts
 from ave_clip.video_io import probe_video
 
@@ -174,9 +175,15 @@ def test_saved_pipeline_loads_again(localizer, tmp_path):
     assert again.processor.to_dict() == tiny_processor().to_dict()
 
 
-def test_bfloat16_weights_work(checkpoint, tmp_path):
-    localizer = pipeline(TASK, model=checkpoint, device="cpu", dtype=torch.bfloat16)
-    assert len(localizer(str(write_recording(tmp_path / "clip.mp4", 2.0)))["segments"]) == 2
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model", ["tiny", "embedded"])
+def test_half_precision_weights_give_the_same_labels(checkpoint, dtype, model):
+    folder = checkpoint if model == "tiny" else ave_clip.DEFAULT_CHECKPOINT
+    sample = str(Path(ave_clip.DEFAULT_CHECKPOINT).with_name("sample.mp4"))
+    half, full = (pipeline(TASK, model=folder, device="cpu", dtype=kind) for kind in (dtype, torch.float32))
+    trunk = [p.dtype for n, p in half.model.named_parameters() if "fbsp" not in n]
+    assert set(trunk) == {dtype}
+    assert scores(half(sample)) == pytest.approx(scores(full(sample)), abs=0.05)
 
 
 @pytest.mark.parametrize(

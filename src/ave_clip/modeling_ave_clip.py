@@ -336,9 +336,11 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         visual_size = config.resolved_image_feature_size
         audio_size = config.resolved_audio_feature_size
         hidden_size = config.hidden_size
-        if config.use_encoders:
-            self.vision_model = AudioCLIPVisionModel._from_config(config.audioclip_config.vision_config)
-            self.audio_model = AudioCLIPAudioModel._from_config(config.audioclip_config.audio_config)
+        if (
+            config.use_encoders
+        ):  # not `_from_config`: the dtype saved with a nested config would override the asked one
+            self.vision_model = AudioCLIPVisionModel(config.audioclip_config.vision_config)
+            self.audio_model = AudioCLIPAudioModel(config.audioclip_config.audio_config)
         self.visual_map_projection = None
         if config.visual_feature_type == "layer4":
             joint_size = config.audioclip_config.vision_config.projection_dim
