@@ -67,6 +67,17 @@ def test_a_pipe_is_written_and_a_folder_refused(checkpoint, files, tmp_path):
     assert run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path)).returncode == 2
 
 
+def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, tmp_path):
+    good, bad, _ = files
+    before = good.read_bytes()
+    result = run("localize", str(good), "--model", checkpoint, "--output", str(good))
+    assert result.returncode == 2 and good.read_bytes() == before
+    (tmp_path / "old.json").write_text("[1]")
+    result = run("localize", str(bad), "--model", checkpoint, "--output", str(tmp_path / "old.json"))
+    assert result.returncode == 1 and "left as it was" in result.stderr
+    assert (tmp_path / "old.json").read_text() == "[1]" and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("localize",), ("localize", "x.mp4", "--format", "xml"), ("localize", "x.mp4", "--decoder", "no"), ("nonsense",)],
@@ -77,7 +88,7 @@ def test_wrong_usage_is_exit_code_2(arguments):
 
 def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path):
     result = run("localize", "x.mp4", "--model", str(tmp_path / "nothing"))
-    assert result.returncode == 1
+    assert result.returncode == 1 and "there is no such folder" in result.stderr
     assert "cannot load the model" in result.stderr and "Traceback" not in result.stderr
 
 

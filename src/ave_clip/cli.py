@@ -49,14 +49,38 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class _NothingToWrite(Exception):
+    """Every video failed: a file with earlier results must not be replaced by an empty one."""
+
+
 def say(message: str) -> None:
     """A message for the person at the terminal."""
     typer.echo(f"ave-clip: {message}", err=True)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"ave-clip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Find audio-visual events: what is both heard and seen in every second of a video."""
+
+
 @app.command()
 def localize(
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs.")],
+    videos: Annotated[
+        list[str],
+        typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs. Put -- before names that begin with -."),
+    ],
     model: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
     ] = None,
@@ -75,7 +99,8 @@ def localize(
     ] = None,
     decoder: Annotated[Decoder, typer.Option(help="How probabilities become events.")] = Decoder.merge,
     min_event_segments: Annotated[
-        int | None, typer.Option(min=1, help="Shortest event in segments; default: the model's.")
+        int | None,
+        typer.Option(min=1, help="merge: shorter runs, background too, join a neighbour; viterbi: no shorter event."),
     ] = None,
     num_frames_per_segment: Annotated[
         int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")
@@ -84,7 +109,9 @@ def localize(
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
     chosen = _chosen_format(format, output)
-    _check_output(output)
+    _check_output(output, videos)
+    if output is not None and output.suffix.lower() in (".json", ".jsonl", ".csv") and output.suffix[1:] != chosen:
+        say(f"warning: writing {chosen} into {output}.")
     if labels is not None and model is None:
         raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
     if agreement_threshold is not None and labels is None:
@@ -103,6 +130,10 @@ def localize(
     try:
         with _destination(output) as stream:
             write(stream, _results(localizer, videos, options, failed))
+            if output is not None and len(failed) == len(videos):
+                raise _NothingToWrite
+    except _NothingToWrite:
+        say(f"{output} is left as it was.")
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         sys.stderr.close()
         raise typer.Exit(1) from None
@@ -145,6 +176,11 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    elif model is None:
+        say("using the embedded ave-clip-tiny, which knows 16 synthetic events only.")
+    if model is not None and not os.path.isdir(model) and model.count("/") != 1:
+        say(f"cannot load the model {model}: there is no such folder, and a Hub id has the form owner/name.")
+        raise typer.Exit(1)
     try:
         return pipeline(
             task, model=model or ave_clip.DEFAULT_CHECKPOINT, device=device, dtype=getattr(torch, dtype), **options
@@ -156,7 +192,11 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
         raise typer.Exit(1) from None
 
 
-def _check_output(output: Path | None) -> None:
+def _check_output(output: Path | None, videos: list[str]) -> None:
+    if output is not None and output.is_file():
+        for video in videos:
+            if os.path.isfile(video) and output.samefile(video):
+                raise typer.BadParameter(f"--output {output} is one of the videos, which it would replace.")
     if output is not None and output.is_dir():
         raise typer.BadParameter(f"--output {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
@@ -217,12 +257,13 @@ def _write_table(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) 
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(file=stream, highlight=False)
+    console = Console(file=stream, highlight=False, emoji=False)
     for name, result in results:
         if not result["events"]:
             console.print(f"[bold]{escape(name)}[/bold]: no audio-visual event in {len(result['segments'])} segments")
             continue
-        table = Table(title=escape(name), title_justify="left", title_style="bold")
+        console.print(f"[bold]{escape(name)}[/bold]")
+        table = Table()
         for column, justify in (("start", "right"), ("end", "right"), ("event", "left"), ("score", "right")):
             table.add_column(column, justify=justify)
         for event in result["events"]:
@@ -267,7 +308,7 @@ def synthesize(
     try:
         generate_synthetic_ave(out, num_videos=videos, seed=seed, num_workers=workers, overwrite=overwrite)
     except (ValueError, OSError) as error:
-        say(str(error))
+        say(str(error).replace("overwrite=True", "--overwrite").replace("num_videos=", "--videos "))
         raise typer.Exit(1) from None
     say(f"wrote {videos} clips to {out}")
 
