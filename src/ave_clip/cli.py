@@ -8,7 +8,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
+
+from .files import atomic_file
 
 app = typer.Typer(
     name="ave-clip",
@@ -213,22 +214,8 @@ def _destination(output: Path | None) -> Iterator[TextIO]:
         with output.open("w", encoding="utf-8", newline="") as stream:
             yield stream
         return
-    target = output.resolve()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with atomic_file(output.resolve()) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        yield stream
 
 
 def _write_json(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
