@@ -383,8 +383,12 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         self, image: torch.Tensor, audio: torch.Tensor, text: torch.Tensor, threshold: float
     ) -> torch.Tensor:
         """`(num_segments, num_labels + 1)`: each label, then background; rows sum to 1."""
+        from .modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE  # loaded with the model; localizers need none
+
         scales = (self.model.logit_scale, self.model.logit_scale_at, self.model.logit_scale_ai)
-        image_text, audio_text, audio_image = (scale.detach().float().exp().clamp(1, 100).cpu() for scale in scales)
+        image_text, audio_text, audio_image = (
+            scale.detach().float().exp().clamp(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE).cpu() for scale in scales
+        )
         by_image = (image_text * image @ text.T).log_softmax(dim=-1)
         by_audio = (audio_text * audio @ text.T).log_softmax(dim=-1)
         labels = ((by_image + by_audio) / 2).softmax(dim=-1)

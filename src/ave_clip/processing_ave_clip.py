@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
 from .events import decode_labels, find_events
-from .segments import cut_waveform, num_segments_for
+from .segments import cut_waveform, num_segments_for, samples_per_segment
 from .video_io import VideoClip, read_video
 from .video_processing_ave_clip import (
     AVEClipVideoProcessorKwargs,
@@ -203,7 +203,7 @@ class AVEClipProcessor(ProcessorMixin):
         self, frames: list[np.ndarray], sound: np.ndarray | None, seconds: float, rate: float | None
     ) -> SegmentedVideo:
         sampling_rate = self.feature_extractor.sampling_rate
-        samples = round(seconds * sampling_rate)
+        samples = samples_per_segment(sampling_rate, seconds)
         if sound is None:
             return SegmentedVideo(frames, np.zeros((len(frames), samples), dtype=np.float32))
         num_segments = num_segments_for(len(sound) / sampling_rate, seconds)

@@ -126,8 +126,7 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         for name in ("do_sample_frames", "video_metadata", "fps", "num_frames", "segment_seconds", "frame_rate"):
             options.pop(name)
         tensor_type = options.pop("return_tensors")
-        options = {"input_data_format": "channels_last", **self._standardize_kwargs(**options)}
-        options["input_data_format"] = "channels_last"
+        options = {**self._standardize_kwargs(**options), "input_data_format": "channels_last"}
         self._validate_preprocess_kwargs(**options)
         for name in ("data_format", "return_metadata"):
             options.pop(name, None)
