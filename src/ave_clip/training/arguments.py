@@ -102,7 +102,20 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(_without_nan(plain_values(content)), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def plain_values(content: Any) -> Any:
+    """Turn mappings, sequences, arrays, NumPy numbers and paths into what JSON holds; keys become strings."""
+    if isinstance(content, Mapping):
+        return {str(key): plain_values(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple, np.ndarray)):
+        return [plain_values(value) for value in content]
+    if isinstance(content, np.generic):
+        return content.item()
+    return str(content) if isinstance(content, os.PathLike) else content
 
 
 def describe_run(arguments: argparse.Namespace, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -162,12 +175,9 @@ def _from_text(text: str) -> Any:
         return text
 
 
-def _plain(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple, np.ndarray)):
-        return [_plain(value) for value in content]
-    if isinstance(content, (np.generic, float)):
-        content = content.item() if isinstance(content, np.generic) else content
-        return None if isinstance(content, float) and not np.isfinite(content) else content
-    return str(content) if isinstance(content, os.PathLike) else content
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
