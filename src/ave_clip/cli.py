@@ -3,20 +3,30 @@
 Exit code 0 when all inputs worked, 1 when any failed (the others are still written), 2 for wrong usage.
 """
 
-import csv
 import io
-import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
-from .files import atomic_file
+from .formats import PER_VIDEO, SUFFIXES
+from .outputs import (
+    FORMAT_OF_SUFFIX,
+    PLOT_SUFFIXES,
+    NothingToWriteError,
+    Writer,
+    WrongOutputError,
+    check_targets,
+    format_of,
+    open_writer,
+    plan_files,
+)
 
 app = typer.Typer(
     name="ave-clip",
@@ -28,6 +38,7 @@ app = typer.Typer(
 
 
 TASK = "audio-visual-event-localization"
+OVERLAY_SUFFIX = ".mp4"
 
 
 class OutputFormat(StrEnum):
@@ -35,6 +46,10 @@ class OutputFormat(StrEnum):
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
+    srt = "srt"
+    vtt = "vtt"
+    audacity = "audacity"
+    elan = "elan"
 
 
 class Decoder(StrEnum):
@@ -50,8 +65,26 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-class _NothingToWrite(Exception):
-    """Every video failed: a file with earlier results must not be replaced by an empty one."""
+class Theme(StrEnum):
+    light = "light"
+    dark = "dark"
+
+
+class ExportFormat(StrEnum):
+    hub = "hub"
+
+
+@dataclass
+class _Plan:
+    """What is to be written where."""
+
+    videos: list[str]
+    format: str
+    output: str | None
+    files: dict[str, Path] | None = None
+    plot: Path | None = None
+    theme: str = "light"
+    overlays: dict[str, Path] = field(default_factory=dict)
 
 
 def say(message: str) -> None:
@@ -86,7 +119,24 @@ def localize(
         str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
     ] = None,
     format: Annotated[OutputFormat | None, typer.Option(help="Default: by --output's suffix, else table.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write here instead of to stdout. srt, vtt, audacity and elan take a file a video: name a folder, "
+            "or put {name} where the video's name should stand.",
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw all videos' timelines: a .png, .svg or .html file.")] = None,
+    theme: Annotated[Theme, typer.Option(help="Colours of --plot.")] = Theme.light,
+    overlay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write the video with heat map, labels and timeline in the picture: an .mp4 file; a folder or {name} "
+            "for several videos.",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")] = Dtype.float32,
     labels: Annotated[
@@ -109,15 +159,9 @@ def localize(
     batch_size: Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")] = 1,
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
-    chosen = _chosen_format(format, output)
-    _check_output(output, videos)
-    if output is not None and output.suffix.lower() in (".json", ".jsonl", ".csv") and output.suffix[1:] != chosen:
-        say(f"warning: writing {chosen} into {output}.")
-    if labels is not None and model is None:
-        raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
-    if agreement_threshold is not None and labels is None:
-        raise typer.BadParameter("--agreement-threshold goes with --labels.")
-    zero_shot = {"candidate_labels": labels, "agreement_threshold": agreement_threshold} if labels is not None else {}
+    plan = _plan(videos, format, output, plot, theme, overlay)
+    zero_shot = _zero_shot_options(labels, agreement_threshold, model)
+    _check_device(device)
     localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, zero_shot)
     options = {
         "decoder": decoder.value,
@@ -126,24 +170,168 @@ def localize(
         "batch_size": batch_size,
         "progress": sys.stderr.isatty(),
     }
-    write = {"table": _write_table, "json": _write_json, "jsonl": _write_jsonl, "csv": _write_csv}[chosen]
-    failed: list[str] = []
+    if plan.overlays and not zero_shot:
+        options["return_heatmaps"] = True
+    failed = _run(localizer, plan, options)
+    if failed:
+        say(f"{len(failed)} of {len(videos)} videos failed.")
+        raise typer.Exit(1)
+
+
+def _plan(
+    videos: list[str],
+    format: OutputFormat | None,
+    output: str | None,
+    plot: Path | None,
+    theme: Theme,
+    overlay: str | None,
+) -> _Plan:
+    """Decide what goes where, and refuse what cannot be meant before anything is read."""
+    plan = _Plan(videos, format_of(output) if format is None else format.value, output, plot=plot, theme=theme.value)
     try:
-        with _destination(output) as stream:
-            write(stream, _results(localizer, videos, options, failed))
-            if output is not None and len(failed) == len(videos):
-                raise _NothingToWrite
-    except _NothingToWrite:
-        say(f"{output} is left as it was.")
+        _plan_results(plan)
+        if plot is not None:
+            if plot.suffix.lower() not in PLOT_SUFFIXES:
+                raise WrongOutputError(f"--plot {plot} must end in {', '.join(PLOT_SUFFIXES)}.")
+            check_targets([("--plot", plot)], videos)
+        if overlay is not None:
+            _plan_overlays(plan, overlay)
+    except WrongOutputError as error:
+        raise typer.BadParameter(str(error)) from None
+    _check_distinct(plan)
+    return plan
+
+
+def _plan_results(plan: _Plan) -> None:
+    output, videos = plan.output, plan.videos
+    if output is None:
+        if plan.format in PER_VIDEO and len(videos) > 1:
+            raise WrongOutputError(
+                f"--format {plan.format} needs a file for each of the {len(videos)} videos: add --output FOLDER."
+            )
+        return
+    suffix = Path(output).suffix.lower()
+    if FORMAT_OF_SUFFIX.get(suffix, plan.format) != plan.format:
+        say(f"warning: writing {plan.format} into {output}.")
+    is_stream = os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
+    if (plan.format in PER_VIDEO and not is_stream) or (plan.format in SUFFIXES and "{name}" in Path(output).name):
+        plan.files = plan_files(videos, output, SUFFIXES[plan.format], "--output")
+        check_targets((("--output", path) for path in plan.files.values()), videos, len(plan.files) > 1)
+    else:
+        check_targets([("--output", Path(output))], videos)
+
+
+def _plan_overlays(plan: _Plan, overlay: str) -> None:
+    plan.overlays = plan_files(plan.videos, overlay, OVERLAY_SUFFIX, "--overlay")
+    for path in plan.overlays.values():
+        if path.suffix.lower() != OVERLAY_SUFFIX:
+            raise WrongOutputError(f"--overlay {path} must end in {OVERLAY_SUFFIX}.")
+    check_targets((("--overlay", path) for path in plan.overlays.values()), plan.videos, len(plan.overlays) > 1)
+
+
+def _check_distinct(plan: _Plan) -> None:
+    results = plan.files.values() if plan.files else [Path(plan.output)] if plan.output else []
+    places = [os.path.realpath(path) for path in (*results, *plan.overlays.values(), *filter(None, [plan.plot]))]
+    for place in places:
+        if places.count(place) > 1:
+            raise typer.BadParameter(f"{place} is named as the place of two outputs.")
+
+
+def _zero_shot_options(labels: str | None, threshold: float | None, model: str | None) -> dict[str, Any]:
+    if labels is not None and model is None:
+        raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
+    if threshold is not None and labels is None:
+        raise typer.BadParameter("--agreement-threshold goes with --labels.")
+    return {} if labels is None else {"candidate_labels": labels, "agreement_threshold": threshold}
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that PyTorch does not know or that this machine does not have."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
+        raise typer.BadParameter(
+            f"--device {device} cannot be used here: {reason}. PyTorch sees {', '.join(_devices())}."
+        ) from None
+
+
+def _devices() -> list[str]:
+    import torch
+
+    if not torch.accelerator.is_available():
+        return ["cpu"]
+    kind = torch.accelerator.current_accelerator().type
+    return ["cpu", *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+def _run(localizer: Callable, plan: _Plan, options: dict[str, Any]) -> list[str]:
+    """Localize every video and write what the plan asks for; returns the videos that failed."""
+    failed: list[str] = []
+    done: list[tuple[str, dict[str, Any]]] = []
+    try:
+        with open_writer(plan.format, plan.output, plan.files) as writer:
+            for video, result in _results(localizer, plan.videos, options, failed):
+                if _write(writer, plan, video, result):
+                    done.append((video, {name: result[name] for name in ("segments", "events")}))
+                else:
+                    failed.append(video)
+            if plan.output is not None and plan.files is None and not done:
+                raise NothingToWriteError
+    except NothingToWriteError:
+        say(f"{plan.output} is left as it was.")
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         sys.stderr.close()
         raise typer.Exit(1) from None
     except OSError as error:
-        say(f"cannot write {output or 'the results'}: {error}")
+        say(f"cannot write {plan.output or 'the results'}: {error}")
         raise typer.Exit(1) from None
-    if failed:
-        say(f"{len(failed)} of {len(videos)} videos failed.")
-        raise typer.Exit(1)
+    _draw(plan, done)
+    return failed
+
+
+def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> bool:
+    """Write one video's result and overlay; says what went wrong where only this video is concerned."""
+    try:
+        writer.add(video, result)
+    except OSError as error:
+        if plan.files is None:
+            raise
+        say(f"cannot write {plan.files[video]}: {error}")
+        return False
+    if video not in plan.overlays:
+        return True
+    from .overlay import write_overlay
+
+    path = plan.overlays[video]
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_overlay(video, result, path, heatmaps=result.get("heatmaps"))
+    except Exception as error:  # as in `_results`: the other videos must still be written
+        say(f"cannot write {path}: {str(error) or type(error).__name__}")
+        return False
+    return True
+
+
+def _draw(plan: _Plan, done: list[tuple[str, dict[str, Any]]]) -> None:
+    if plan.plot is None:
+        return
+    if not done:
+        say(f"{plan.plot} is not drawn: there is nothing to show.")
+        return
+    from .timeline import plot_timeline
+
+    try:
+        plot_timeline(done, plan.plot, theme=plan.theme)
+    except (ImportError, OSError, ValueError) as error:
+        say(f"cannot draw {plan.plot}: {error}")
+        raise typer.Exit(1) from None
 
 
 def _results(
@@ -159,13 +347,6 @@ def _results(
             failed.append(video)
         else:
             yield video, result
-
-
-def _chosen_format(given: OutputFormat | None, output: Path | None) -> str:
-    if given is not None:
-        return given.value
-    suffix = "" if output is None else output.suffix.lower().lstrip(".")
-    return suffix if suffix in ("json", "jsonl", "csv") else "table"
 
 
 def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]) -> Callable:
@@ -191,73 +372,6 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
         hint = "it is an AudioCLIP, which needs --labels" if is_audioclip else error
         say(f"cannot load the model {model or 'ave-clip-tiny'}: {hint}")
         raise typer.Exit(1) from None
-
-
-def _check_output(output: Path | None, videos: list[str]) -> None:
-    if output is not None and output.is_file():
-        for video in videos:
-            if os.path.isfile(video) and output.samefile(video):
-                raise typer.BadParameter(f"--output {output} is one of the videos, which it would replace.")
-    if output is not None and output.is_dir():
-        raise typer.BadParameter(f"--output {output} is a folder. Name a file.")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--output {output}: there is no folder {output.parent}.")
-
-
-@contextmanager
-def _destination(output: Path | None) -> Iterator[TextIO]:
-    """Stdout, or a file that appears only when it is complete; a device or a pipe is written directly."""
-    if output is None:
-        yield sys.stdout
-        return
-    if output.exists() and not output.is_file():
-        with output.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        return
-    with atomic_file(output.resolve()) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        yield stream
-
-
-def _write_json(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
-    stream.write(json.dumps([{"video": name, **result} for name, result in results], indent=2, ensure_ascii=False))
-    stream.write("\n")
-
-
-def _write_jsonl(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
-    for name, result in results:
-        stream.write(json.dumps({"video": name, **result}, ensure_ascii=False) + "\n")
-        stream.flush()
-
-
-def _write_csv(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["video", "start", "end", "label", "score"])
-    for name, result in results:
-        for event in result["events"]:
-            times = [f"{event[key]:g}" for key in ("start", "end")]
-            writer.writerow([name, *times, event["label"], f"{event['score']:.4f}"])
-        stream.flush()
-
-
-def _write_table(stream: TextIO, results: Iterator[tuple[str, dict[str, Any]]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(file=stream, highlight=False, emoji=False)
-    for name, result in results:
-        if not result["events"]:
-            console.print(f"[bold]{escape(name)}[/bold]: no audio-visual event in {len(result['segments'])} segments")
-            continue
-        console.print(f"[bold]{escape(name)}[/bold]")
-        table = Table()
-        for column, justify in (("start", "right"), ("end", "right"), ("event", "left"), ("score", "right")):
-            table.add_column(column, justify=justify)
-        for event in result["events"]:
-            table.add_row(
-                f"{event['start']:.1f} s", f"{event['end']:.1f} s", escape(event["label"]), f"{event['score']:.2f}"
-            )
-        console.print(table)
 
 
 @app.command()
@@ -298,6 +412,42 @@ def synthesize(
         say(str(error).replace("overwrite=True", "--overwrite").replace("num_videos=", "--videos "))
         raise typer.Exit(1) from None
     say(f"wrote {videos} clips to {out}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a localizer or an AudioCLIP.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    format: Annotated[
+        ExportFormat, typer.Option(help="hub: with its code, for people who do not have ave-clip.")
+    ] = ExportFormat.hub,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="Upload the folder to this repository, too.")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
+) -> None:
+    """Write a checkpoint in a form that works without this package."""
+    try:
+        EXPORTERS[format](model, out, overwrite)
+        say(f"wrote {out}")
+        if push_to_hub is not None:
+            from .training.hub import push_folder
+
+            typer.echo(push_folder(out, push_to_hub, private=private, revision=revision))
+    except (ValueError, OSError) as error:
+        say(str(error).replace("overwrite=True", "--overwrite"))
+        raise typer.Exit(1) from None
+
+
+def _export_hub(model: str, out: Path, overwrite: bool) -> None:
+    from .hub_export import export_for_hub
+
+    export_for_hub(model, out, overwrite=overwrite)
+
+
+EXPORTERS: Mapping[ExportFormat, Callable[[str, Path, bool], None]] = {ExportFormat.hub: _export_hub}
 
 
 def main() -> None:
