@@ -10,7 +10,7 @@ import torch
 from transformers import pipeline
 
 import ave_clip
-from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, window_starts
+from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, WindowLogits, ahead
 from ave_clip.video_io import probe_video
 
 from .conftest import tiny_processor
@@ -77,14 +77,79 @@ def test_a_long_video_is_the_average_over_its_windows(localizer, tmp_path):
     assert scores(result) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("num_segments", [1, 9, 10, 11, 23, 101])
+class CountingModel:
+    """Stands for a localizer: the logits of a segment are its number and that of its window's first segment."""
+
+    device = torch.device("cpu")
+    config = SimpleNamespace(num_labels=2)
+
+    def __init__(self):
+        self.starts = []
+
+    def localize(self, visual, audio):
+        self.starts += visual[:, 0, 0].int().tolist()
+        first = visual[:, :1, 0].expand(visual.shape[:2])
+        return SimpleNamespace(logits=torch.stack([visual[..., 0], first], dim=-1))
+
+
+@pytest.mark.parametrize("num_segments", [1, 9, 10, 11, 20, 23, 701])
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
-def test_windows_cover_every_segment(num_segments, overlap):
-    starts = window_starts(num_segments, 10, overlap)
-    covered = {segment for start in starts for segment in range(start, min(start + 10, num_segments))}
-    assert covered == set(range(num_segments))
-    assert starts == sorted(set(starts))
-    assert starts[-1] == max(0, num_segments - 10)
+@pytest.mark.parametrize("block", [1, 4, 1000])
+def test_windows_cover_every_segment_and_average(num_segments, overlap, block):
+    model = CountingModel()
+    windows, features = WindowLogits(model, 10, overlap), torch.arange(num_segments).float()[:, None]
+    parts = [windows.add(part, part) for part in features.split(block)]
+    logits = torch.cat([*parts, windows.finish()])
+    stride, last = 10 - round(10 * overlap), max(0, num_segments - 10)
+    starts = [*range(0, last, stride), last]
+    assert model.starts == starts
+    assert logits[:, 0].tolist() == list(range(num_segments))
+    covering = [[start for start in starts if start <= segment < start + 10] for segment in range(num_segments)]
+    assert logits[:, 1].tolist() == pytest.approx([np.mean(found) for found in covering])
+
+
+def test_segments_are_given_out_before_the_video_ends(localizer, tmp_path):
+    path = str(write_recording(tmp_path / "long.mp4", 43.0))
+    parts = list(localizer.stream(path, overlap=0.5, decoder="merge"))
+    expected, raw = localizer(path, overlap=0.5, decoder="merge"), localizer(path, overlap=0.5, decoder="none")
+    early = [segment for part in parts[:-1] for segment in part["segments"]]
+    assert [len(part["segments"]) for part in parts[:-1]] == [10, 10, 10, 3]
+    assert parts[-1] == expected
+    assert [(s["start"], s["end"], s["label"]) for s in early] == [
+        (s["start"], s["end"], s["label"]) for s in raw["segments"][:33]
+    ]
+    assert scores({"segments": early}) == pytest.approx(scores(raw)[:33])
+
+
+def test_reading_goes_on_in_a_thread_and_stops_with_its_reader():
+    made = []
+
+    def items():
+        try:
+            for number in range(100):
+                made.append(number)
+                yield number
+        finally:
+            made.append("closed")
+
+    reader = ahead(items())
+    assert [next(reader), next(reader)] == [0, 1]
+    reader.close()
+    assert made[-1] == "closed" and len(made) <= 6
+    assert list(ahead(iter_then_fail(3, None))) == [0, 1, 2]
+
+
+def iter_then_fail(count, error):
+    yield from range(count)
+    if error is not None:
+        raise error
+
+
+def test_an_error_of_the_reading_thread_comes_after_the_items_before_it():
+    reader = ahead(iter_then_fail(2, ValueError("damaged")))
+    assert [next(reader), next(reader)] == [0, 1]
+    with pytest.raises(ValueError, match="damaged"):
+        next(reader)
 
 
 def test_frames_are_encoded_once_although_windows_overlap(localizer, tmp_path, monkeypatch):

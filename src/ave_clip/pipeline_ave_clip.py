@@ -1,13 +1,16 @@
 """The pipelines `"audio-visual-event-localization"` and `"zero-shot-audio-visual-event-localization"`: from a video of
 any length to its segments and events.
 
-A video streams through in blocks of `num_segments` segments: each block is decoded, encoded once, and reduced to one
-visual and one audio vector a segment (a few kB a second). The temporal part then runs over overlapping windows of
-`num_segments` and averages their logits, so memory does not grow with the frames of a long video.
+A video streams through in blocks of a few segments: each block is decoded (in a thread, while the one before is
+encoded), encoded once, and reduced to one visual and one audio vector a segment (a few kB a second). The temporal part
+then runs over overlapping windows of `num_segments` and averages their logits, so memory does not grow with the frames
+of a long video.
 """
 
 import itertools
 import math
+import queue
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import GeneratorType
@@ -32,8 +35,11 @@ from .video_source import open_container, source_name
 logger = logging.get_logger(__name__)
 
 _WINDOWS_PER_CALL = 64
+# Segments and frames of a block: large enough for the towers, small enough to decode the next one meanwhile.
 _BLOCK_SEGMENTS = 10
+_BLOCK_FRAMES = 64
 _CACHED_LABEL_SETS = 64
+_AS_BYTES = {"do_rescale": False, "do_normalize": False}
 _PICTURE_OPTIONS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb"),
@@ -49,7 +55,7 @@ class _VideoPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    _preprocess_options: tuple[str, ...] = ("num_frames_per_segment", "num_segments")
+    _preprocess_options: tuple[str, ...] = ("num_frames_per_segment",)
     _forward_options: tuple[str, ...] = ("progress",)
     _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k")
 
@@ -57,11 +63,6 @@ class _VideoPipeline(ChunkPipeline):
     def segmenter(self) -> AVEClipProcessor:
         """Cuts videos into segments and prepares their frames and sound."""
         return self.processor
-
-    @property
-    def default_num_segments(self) -> int:
-        """Segments in a block."""
-        return _BLOCK_SEGMENTS
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         is_stream = isinstance(inputs, (tuple, Iterator)) and not is_file(inputs)
@@ -83,14 +84,17 @@ class _VideoPipeline(ChunkPipeline):
             given["progress"] = _ProgressBar()
         return tuple({name: given[name] for name in names if name in given} for names in stages)
 
-    def preprocess(
-        self, inputs: Any, num_frames_per_segment: int | None = None, num_segments: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Yields blocks of the model's input, each padded to `num_segments`, with what `postprocess` must know."""
-        grid = self.segmenter.video_processor
-        count = num_frames_per_segment or grid.num_frames_per_segment
-        source = open_source(inputs, self.segmenter, count, grid.segment_seconds)
-        size = num_segments or self.default_num_segments
+    def preprocess(self, inputs: Any, num_frames_per_segment: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yields blocks of the model's input, each padded to one size, with what `postprocess` must know.
+
+        The next block is decoded in a thread while its reader works on the one before.
+        """
+        count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
+        source = open_source(inputs, self.segmenter, count, self.segmenter.video_processor.segment_seconds)
+        return ahead(self._blocks(source, count))
+
+    def _blocks(self, source: "VideoSource", count: int) -> Iterator[dict[str, Any]]:
+        size = max(1, min(_BLOCK_SEGMENTS, _BLOCK_FRAMES // count))
         segments = iter(source)
         block, done = list(itertools.islice(segments, size)), 0
         if source.missing:  # read to the end, to know how long it is and whether it is whole; nothing to encode
@@ -115,8 +119,13 @@ class _VideoPipeline(ChunkPipeline):
             segment_mask[0, : len(block)] = True
         frames = [segment.frames for segment in block]
         frames += [np.zeros((0, 1, 1, 3), dtype=np.uint8)] * (size - len(block))
-        visual = video_processor.preprocess_segments([frames], num_frames_per_segment=count)
+        # Frames stay uint8, a quarter of the bytes, until they are where the model is.
+        visual = video_processor.preprocess_segments([frames], num_frames_per_segment=count, **_AS_BYTES)
+        visual["pixel_values"] = visual["pixel_values"].to(torch.uint8)
         return {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
+
+    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.segmenter.video_processor.normalize_pixels(pixels).to(self.model.dtype)
 
     def _finish(
         self, probabilities: np.ndarray, names: list[str], info: dict[str, Any], top_k: int | None, **decoding: Any
@@ -158,10 +167,6 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     _forward_options = ("progress", "return_heatmaps")
     _postprocess_options = ("min_event_segments", "decoder", "top_k", "overlap", "num_segments", "return_heatmaps")
 
-    @property
-    def default_num_segments(self) -> int:
-        return max(self.model.config.window_sizes)
-
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Localize.
 
@@ -195,7 +200,7 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     ) -> dict[str, Any]:
         mask = model_inputs["segment_mask"]
         image_features, audio_features = self.model.encode(
-            model_inputs["pixel_values"].to(self.model.dtype),
+            self._normalize(model_inputs["pixel_values"]),
             model_inputs["input_values"],  # the spectrogram is computed in float32 whatever the weights are
             model_inputs["frame_mask"],
             mask,
@@ -222,7 +227,9 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
         if info["missing"]:
             probabilities = _all_background(info["total"], len(names))
         else:
-            logits = self._localize(model_outputs, num_segments or self.default_num_segments, overlap)
+            windows = self._window_logits(num_segments, overlap)
+            features = (_real_segments(model_outputs, name) for name in ("visual", "audio"))
+            logits = torch.cat([windows.add(*features), windows.finish()])
             probabilities = logits.double().softmax(dim=-1).numpy()
         shortest = self.model.config.min_event_segments if min_event_segments is None else min_event_segments
         result = self._finish(probabilities, names, info, top_k, decoder=decoder, min_event_segments=shortest)
@@ -230,18 +237,108 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
             result["heatmaps"] = None if info["missing"] else _heatmaps(model_outputs)
         return result
 
+    def _window_logits(self, num_segments: int | None, overlap: float) -> "WindowLogits":
+        return WindowLogits(self.model, num_segments or max(self.model.config.window_sizes), overlap)
+
+    def stream(self, video: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        """Localize one video while it is still being read.
+
+        Args:
+            video: As for a call.
+            kwargs: The options of a call; `decoder`, `min_event_segments` and `top_k` hold for the last result only.
+
+        Yields:
+            `{"segments": [...]}` with the segments that can no longer change, each with its most probable label; and
+            at the end what a call returns: `{"segments": [...], "events": [...]}` of the whole video.
+
+        Raises:
+            ValueError: As a call.
+        """
+        given = self._sanitize_parameters(**kwargs)
+        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        preprocess, forward, postprocess = ({**default, **options} for default, options in zip(defaults, given))
+        windows = self._window_logits(postprocess.get("num_segments"), postprocess.get("overlap", 0.5))
+        blocks, told = [], 0
+        for block in self.preprocess(video, **preprocess):
+            blocks.append(self.forward(block, **forward))
+            logits = windows.add(_real_segments(blocks[-1:], "visual"), _real_segments(blocks[-1:], "audio"))
+            if len(logits):
+                yield {"segments": self._segments(logits, told)}
+                told += len(logits)
+        yield self.postprocess(blocks, **postprocess)
+
+    def _segments(self, logits: torch.Tensor, first: int) -> list[dict[str, Any]]:
+        probabilities = logits.double().softmax(dim=-1).numpy()
+        names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        seconds = self.segmenter.video_processor.segment_seconds
+        segments = describe(probabilities.argmax(axis=1), probabilities, names, seconds, None)["segments"]
+        shift = {"start": first * seconds, "end": first * seconds}
+        return [
+            {name: value + shift.get(name, 0) if name in shift else value for name, value in segment.items()}
+            for segment in segments
+        ]
+
+
+class WindowLogits:
+    """Runs the temporal part over overlapping windows as segments come in, and averages where windows overlap.
+
+    Args:
+        model ([`AVEClipForLocalization`]): Its `localize` is called with up to 64 windows at once.
+        window (`int`): Segments of a window.
+        overlap (`float`): Share of a window that the next one repeats.
+    """
+
+    def __init__(self, model: Any, window: int, overlap: float) -> None:
+        self.model, self.window = model, window
+        self.stride = max(1, window - round(window * overlap))
+        self.next_start = 0  # of the next regular window
+        self.kept_from = 0  # segments before are final and forgotten
+        self.kept: list[torch.Tensor] | None = None  # visual, audio, total of logits, number of windows
+
+    def add(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Take the next segments.
+
+        Args:
+            visual (`torch.Tensor` of shape `(num_segments, width)`), audio (same): Results of `attend` and `encode`.
+
+        Returns:
+            `torch.Tensor` of shape `(num_final, num_labels)`: averaged logits of the segments, following those
+            returned before, that no later window will reach.
+        """
+        visual, audio = visual.to(self.model.device), audio.to(self.model.device)
+        total = torch.zeros(len(visual), self.model.config.num_labels, device=self.model.device)
+        fresh = [visual, audio, total, total[:, :1].clone()]
+        self.kept = fresh if self.kept is None else [torch.cat(pair) for pair in zip(self.kept, fresh)]
+        seen = self.kept_from + len(self.kept[0])
+        starts = list(range(self.next_start, seen - self.window + 1, self.stride))
+        if starts:
+            self._run(starts, self.window)
+            self.next_start = starts[-1] + self.stride
+        # The last window is moved back to end with the video, wherever that will be.
+        return self._release(max(self.kept_from, min(self.next_start, seen - self.window)))
+
+    def finish(self) -> torch.Tensor:
+        """The averaged logits of the segments that are left, once the video has ended."""
+        seen = self.kept_from + len(self.kept[0])
+        last = max(0, seen - self.window)
+        if last > self.next_start - self.stride:  # not run already, as a regular one
+            self._run([last], min(self.window, seen))
+        return self._release(seen)
+
     @torch.no_grad()
-    def _localize(self, blocks: list[dict[str, Any]], window: int, overlap: float) -> torch.Tensor:
-        """Logits `(num_segments, num_labels)`, averaged where windows overlap."""
-        visual, audio = (_real_segments(blocks, name).to(self.device) for name in ("visual", "audio"))
-        starts = window_starts(len(visual), window, overlap)
-        length = min(window, len(visual))
-        index = torch.tensor(starts, device=self.device)[:, None] + torch.arange(length, device=self.device)
-        total = torch.zeros(len(visual), self.model.config.num_labels, device=self.device)
-        for rows in index.split(_WINDOWS_PER_CALL):
+    def _run(self, starts: list[int], length: int) -> None:
+        visual, audio, total, number = self.kept
+        first = torch.tensor(starts, device=visual.device) - self.kept_from
+        for rows in (first[:, None] + torch.arange(length, device=visual.device)).split(_WINDOWS_PER_CALL):
             logits = self.model.localize(visual[rows], audio[rows]).logits.float()
             total.index_add_(0, rows.flatten(), logits.flatten(0, 1))
-        return (total / torch.bincount(index.flatten(), minlength=len(total)).unsqueeze(-1)).cpu()
+            number.index_add_(0, rows.flatten(), torch.ones_like(logits[..., :1]).flatten(0, 1))
+
+    def _release(self, end: int) -> torch.Tensor:
+        count = end - self.kept_from
+        total, number = self.kept[2][:count], self.kept[3][:count]
+        self.kept_from, self.kept = end, [tensor[count:] for tensor in self.kept]
+        return (total / number).cpu()
 
 
 class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
@@ -329,10 +426,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         self._embed_labels(candidate_labels, hypothesis_template)
         segments = model_inputs["segment_mask"]
         frames = model_inputs["frame_mask"] & segments.unsqueeze(-1)
-        pixels, sound = (
-            model_inputs["pixel_values"].to(self.model.dtype)[frames],
-            model_inputs["input_values"][segments],
-        )
+        pixels, sound = self._normalize(model_inputs["pixel_values"][frames]), model_inputs["input_values"][segments]
         image = encode_in_chunks(lambda part: self.model.vision_model(part).image_embeds, pixels)
         audio = encode_in_chunks(lambda part: self.model.audio_model(part).audio_embeds, sound)
         _tell(progress, model_inputs["info"])
@@ -480,17 +574,46 @@ def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int
     return VideoSource("decoded video", segments, len(segments) * seconds)
 
 
-def window_starts(num_segments: int, window: int, overlap: float) -> list[int]:
-    """First segments of the windows that cover a video; the last one is moved back to end with it.
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Iterate over items that a thread makes, one ahead of the reader.
 
-    >>> window_starts(23, 10, 0.5)
-    [0, 5, 10, 13]
-    >>> window_starts(7, 10, 0.5)
-    [0]
+    An error in the making is raised where its item would have come; closing this iterator stops the thread.
     """
-    stride = max(1, window - round(window * overlap))
-    last = max(0, num_segments - window)
-    return [*range(0, last, stride), last]
+    buffer: queue.Queue = queue.Queue(maxsize=1)
+    is_closed = threading.Event()
+
+    def put(item: Any, error: BaseException | None, is_end: bool) -> None:
+        while not is_closed.is_set():
+            try:
+                return buffer.put((item, error, is_end), timeout=0.05)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None, False)
+                if is_closed.is_set():
+                    break
+            put(None, None, True)
+        except BaseException as error:  # the reader's to handle
+            put(None, error, True)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=make, name="ave-clip-reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, is_end = buffer.get()
+            if error is not None:
+                raise error
+            if is_end:
+                return
+            yield item
+    finally:
+        is_closed.set()
+        thread.join()
 
 
 class _ProgressBar:

@@ -116,6 +116,19 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         pixel_values, frame_mask = _into_segments(clips, pictures, count, self._blank_shape(options))
         return BatchFeature({"pixel_values": pixel_values, "frame_mask": frame_mask}, tensor_type=tensor_type)
 
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Do last, on any device, what `do_rescale=False, do_normalize=False` left out.
+
+        Args:
+            pixels (`torch.Tensor` of shape `(..., 3, height, width)`): Values from 0 to 255, uint8 or float.
+
+        Returns:
+            `torch.Tensor` of the same shape, float32: what `preprocess` gives with the processor's own settings.
+        """
+        return self.rescale_and_normalize(
+            pixels, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
+        )
+
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(given) - set(self.valid_kwargs.__annotations__))
         if unknown:
