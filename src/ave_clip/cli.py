@@ -349,6 +349,12 @@ def _results(
             yield video, result
 
 
+def _pipeline_class(task: str) -> type:
+    from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
+
+    return AudioVisualEventLocalizationPipeline if task == TASK else ZeroShotAudioVisualEventLocalizationPipeline
+
+
 def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]) -> Callable:
     import torch
     from transformers import pipeline
@@ -365,7 +371,12 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
         raise typer.Exit(1)
     try:
         return pipeline(
-            task, model=model or ave_clip.DEFAULT_CHECKPOINT, device=device, dtype=getattr(torch, dtype), **options
+            task,
+            model=model or ave_clip.DEFAULT_CHECKPOINT,
+            pipeline_class=_pipeline_class(task),  # ours also where the checkpoint brings its own code
+            device=device,
+            dtype=getattr(torch, dtype),
+            **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
         is_audioclip = not options and "AudioCLIPConfig" in str(error)
@@ -430,7 +441,7 @@ def export(
 ) -> None:
     """Write a checkpoint in a form that works without this package."""
     try:
-        EXPORTERS[format](model, out, overwrite)
+        EXPORTERS[format](model, out, overwrite, push_to_hub)
         say(f"wrote {out}")
         if push_to_hub is not None:
             from .training.hub import push_folder
@@ -441,13 +452,13 @@ def export(
         raise typer.Exit(1) from None
 
 
-def _export_hub(model: str, out: Path, overwrite: bool) -> None:
+def _export_hub(model: str, out: Path, overwrite: bool, repo_id: str | None) -> None:
     from .hub_export import export_for_hub
 
-    export_for_hub(model, out, overwrite=overwrite)
+    export_for_hub(model, out, repo_id=repo_id, overwrite=overwrite)
 
 
-EXPORTERS: Mapping[ExportFormat, Callable[[str, Path, bool], None]] = {ExportFormat.hub: _export_hub}
+EXPORTERS: Mapping[ExportFormat, Callable[[str, Path, bool, str | None], None]] = {ExportFormat.hub: _export_hub}
 
 
 def main() -> None:

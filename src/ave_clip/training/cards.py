@@ -193,7 +193,7 @@ def build_audioclip_card(
     Returns:
         `str`: Markdown with metadata.
     """
-    is_converted = "published" in results
+    is_converted = not results.get("history")
     data = "other" if is_converted else _kind_of_data(results.get("categories") or (), dataset_name)
     return _render(
         "audioclip.md",

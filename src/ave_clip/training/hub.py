@@ -1,6 +1,7 @@
 """Checkpoint folders on the Hugging Face Hub: only what a checkpoint consists of, never the states of a training."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ CHECKPOINT_FILES = (
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
-    "*.py",
 )
 
 
@@ -44,7 +44,8 @@ def checkpoint_files(folder: str | os.PathLike) -> list[str]:
     """
     path = Path(folder)
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file()) if path.is_dir() else []
-    chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in CHECKPOINT_FILES)]
+    patterns = (*CHECKPOINT_FILES, "*.py") if _holds_code(path) else CHECKPOINT_FILES
+    chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if "config.json" not in chosen or not any(name.endswith(".safetensors") for name in chosen):
         raise ValueError(
             f"{path} is no checkpoint: it needs a config.json and model.safetensors, and holds "
@@ -81,7 +82,8 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload checkpoint with ave-clip",
 ) -> str:
-    """Upload a checkpoint folder in one commit: [`CHECKPOINT_FILES`] and nothing else.
+    """Upload a checkpoint folder in one commit: [`CHECKPOINT_FILES`], the code that its
+    configuration names, and nothing else.
 
     Args:
         folder (`str` or `os.PathLike`): Written by `save_pretrained`, a training script or `ave-clip export`.
@@ -114,6 +116,12 @@ def push_folder(
     return str(commit.commit_url)
 
 
+def _holds_code(folder: Path) -> bool:
+    """Whether the configuration names classes of files beside it, as an export's does."""
+    config = folder / "config.json"
+    return config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+
+
 @contextmanager
 def _errors_told(repo_id: str) -> Iterator[None]:
     import httpx
@@ -121,7 +129,7 @@ def _errors_told(repo_id: str) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, httpx.HTTPError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, RuntimeError) as error:  # RuntimeError: an upload by LFS failed
         raise PushError(
             f"Cannot push to {repo_id}: {error} Log in with `hf auth login` (a token with write access), and check "
             "the owner's name. What was to be pushed still lies in its folder."
