@@ -13,16 +13,27 @@ Definitions:
 - *Event F1*: an event is a run of one label. A predicted and a true event of the same label can match when the length
   of their intersection divided by that of their union (tIoU) reaches the threshold; matches are one to one and as
   many as possible; hits, predicted and true events are summed over all videos.
+- *Event mAP*: see `average_precision`; needs the probabilities, since events are ranked by score.
 - *Video accuracy*: of the videos that hold an event, the share whose most frequent predicted event label is the most
   frequent true one. Ties go to the label seen first; a video predicted as nothing but background is wrong.
+
+Where others measure otherwise:
+
+- OV-AVEL and AVVP compute segment and event F1 class by class within one video, background being a class of OV-AVEL's,
+  average over the classes that occur in truth or prediction, then over videos. So a video counts the same whatever it
+  holds, and an all-background video that is predicted so counts 1. Ours sums over all videos and leaves background
+  out. Which events match is the same at tIoU 0.5; below, theirs lets several events match one.
+- DG-SCT averages the accuracies of batches, so that a last batch of two videos counts as much as one of eight.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ..data.annotations import IGNORED_LABEL
 from ..events import group_segments
+from .average_precision import EVENT_MAPS, AveragePrecision, mean_over_classes, reaches, temporal_overlap
+from .bootstrap import bootstrap_draws, percentile_interval
 
 # What is counted in each video; every pooled measure is a ratio of sums of these.
 COUNT_NAMES = (
@@ -34,6 +45,8 @@ COUNT_NAMES = (
     "matched_events",
     "predicted_events",
     "true_events",
+    "event_videos",
+    "right_event_videos",
 )
 
 
@@ -140,7 +153,7 @@ def count_per_video(
 
 
 def pooled_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Turn summed counts into segment accuracy, background recall and precision, segment F1 and event F1.
+    """Turn summed counts into the measures of segments, background, events and videos.
 
     Args:
         counts (`np.ndarray` of shape `(..., len(COUNT_NAMES))`): Sums over videos.
@@ -150,15 +163,19 @@ def pooled_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
     """
     count = {name: counts[..., index] for index, name in enumerate(COUNT_NAMES)}
     right_events = count["right"] - count["right_background"]
-    event_segments = 2 * count["segments"] - count["predicted_background"] - count["true_background"]
+    predicted_segments = count["segments"] - count["predicted_background"]
+    true_segments = count["segments"] - count["true_background"]
     return {
         "segment_accuracy": _ratio(count["right"], count["segments"]),
         "background_recall": _ratio(count["right_background"], count["true_background"]),
         "background_precision": _ratio(count["right_background"], count["predicted_background"]),
-        "segment_f1": _ratio(2 * right_events, event_segments),
+        "segment_precision": _ratio(right_events, predicted_segments),
+        "segment_recall": _ratio(right_events, true_segments),
+        "segment_f1": _ratio(2 * right_events, predicted_segments + true_segments),
         "event_precision": _ratio(count["matched_events"], count["predicted_events"]),
         "event_recall": _ratio(count["matched_events"], count["true_events"]),
         "event_f1": _ratio(2 * count["matched_events"], count["predicted_events"] + count["true_events"]),
+        "video_accuracy": _ratio(count["right_event_videos"], count["event_videos"]),
     }
 
 
@@ -176,23 +193,14 @@ def bootstrap_intervals(
     Returns:
         `dict[str, tuple[float, float]]`: lower and upper end by measure.
     """
-    num_videos = len(counts)
-    draws = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1 / num_videos), num_resamples)
-    measures = pooled_measures(draws @ counts)  # (num_resamples,) each
-    tail = (1 - confidence) / 2
-    return {name: _quantiles(values, (tail, 1 - tail)) for name, values in measures.items()}
+    measures = pooled_measures(bootstrap_draws(len(counts), num_resamples, seed) @ counts)  # (num_resamples,) each
+    return {name: percentile_interval(values, confidence) for name, values in measures.items()}
 
 
 def video_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], background: int) -> float:
     """Share of the videos with an event whose main predicted event label is the true one; `nan` without any."""
-    right, total = 0, 0
-    for predicted, true in _check_pairs(predictions, labels):
-        kept = true != IGNORED_LABEL
-        expected = _main_label(true[kept], background)
-        if expected is not None:
-            total += 1
-            right += _main_label(predicted[kept], background) == expected
-    return _ratio(right, total)
+    counts = count_per_video(predictions, labels, background)
+    return float(pooled_measures(counts.sum(axis=0))["video_accuracy"])
 
 
 def reference_points(labels: Iterable[Sequence[int]], background: int) -> dict[str, float]:
@@ -215,6 +223,7 @@ def localization_metrics(
     tiou: float = 0.5,
     num_resamples: int = 1000,
     seed: int = 0,
+    probabilities: Sequence[np.ndarray] | None = None,
 ) -> dict[str, object]:
     """Compute every measure of this module on one set of videos.
 
@@ -226,30 +235,106 @@ def localization_metrics(
         tiou (`float`): Smallest intersection over union at which two events match.
         num_resamples (`int`): Bootstrap resamples of the videos; 0 leaves the intervals out.
         seed (`int`): Seed of the bootstrap.
+        probabilities (`Sequence[np.ndarray]`, *optional*): Of each video `(num_segments, num_labels)`; with them the
+            measures of scored events are there, an event's score being the mean probability of its label.
 
     Returns:
-        `dict[str, object]`: the pooled measures as `float`, `video_accuracy`, `num_videos`, `num_segments`,
+        `dict[str, object]`: the pooled measures as `float`, `num_videos`, `num_segments`,
         `class_accuracy` (share of each true class's segments that are right, a list by class id),
         `confusion_matrix` (nested lists, rows are true classes), `reference_points` and, with resamples,
-        `intervals` (95 %, by measure).
+        `intervals` (95 %, by measure). With probabilities also `event_map` (mean over tIoU 0.5 to 0.9),
+        `event_map_wide` (0.1 to 0.9), `event_map_by_tiou` and `class_average_precision` (over tIoU 0.5 to 0.9, a list
+        by class id).
 
     Raises:
         ValueError: where ids lie outside the classes, the lengths differ, or there is no video.
     """
     background = num_labels - 1 if background is None else background
+    predictions, labels = list(predictions), list(labels)
     matrix = confusion_matrix(predictions, labels, num_labels)
     counts = count_per_video(predictions, labels, background, tiou)
     if not len(counts):
         raise ValueError("Got no videos to measure: pass the predictions and labels of at least one.")
     metrics = {name: float(value) for name, value in pooled_measures(counts.sum(axis=0)).items()}
-    metrics["video_accuracy"] = video_accuracy(predictions, labels, background)
     metrics["num_videos"], metrics["num_segments"] = len(counts), int(matrix.sum())
     metrics["class_accuracy"] = _ratio(matrix.diagonal(), matrix.sum(axis=1)).tolist()
     metrics["confusion_matrix"] = matrix.tolist()
     metrics["reference_points"] = reference_points(labels, background)
+    intervals = bootstrap_intervals(counts, num_resamples, seed=seed) if num_resamples else {}
+    if probabilities is not None:
+        events = scored_events(predictions, labels, probabilities, background)
+        classes = [label for label in range(num_labels) if label != background]
+        scored = AveragePrecision(events, [event_spans(video, background) for video in labels], classes)
+        metrics |= _measure_scored_events(scored, num_labels)
+        if num_resamples:
+            draws = bootstrap_draws(len(counts), num_resamples, seed)
+            intervals |= {name: percentile_interval(values) for name, values in scored.means(draws).items()}
     if num_resamples:
-        metrics["intervals"] = bootstrap_intervals(counts, num_resamples, seed=seed)
+        metrics["intervals"] = intervals
     return metrics
+
+
+def scored_events(
+    predictions: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    probabilities: Sequence[np.ndarray],
+    background: int,
+) -> list[list[tuple[int, int, int, float]]]:
+    """List each video's predicted events with their scores: the mean probability of the label over its segments.
+
+    Args:
+        predictions (`Sequence[Sequence[int]]`): Predicted class ids of every video's segments.
+        labels (`Sequence[Sequence[int]]`): True class ids; a segment of -100 belongs to no event.
+        probabilities (`Sequence[np.ndarray]`): Of each video `(num_segments, num_labels)`.
+        background (`int`): Class id of background.
+
+    Returns:
+        `list[list[tuple[int, int, int, float]]]`: of each video `(label, first, end, score)`, in segments.
+
+    Raises:
+        ValueError: where the numbers of videos or of segments differ.
+    """
+    pairs = _check_pairs(predictions, labels)
+    if len(probabilities) != len(pairs):
+        raise ValueError(
+            f"Got probabilities of {len(probabilities)} videos but labels of {len(pairs)}: pass one each."
+        )
+    scored = []
+    for index, ((predicted, true), video) in enumerate(zip(pairs, map(np.asarray, probabilities))):
+        if video.ndim != 2 or len(video) != len(true):
+            raise ValueError(
+                f"Video {index} has probabilities of shape {video.shape}, wanted ({len(true)}, num_labels): one row "
+                "for each of its segments."
+            )
+        events = event_spans(np.where(true != IGNORED_LABEL, predicted, IGNORED_LABEL), background)
+        scored.append([(label, first, end, float(video[first:end, label].mean())) for label, first, end in events])
+    return scored
+
+
+def summarize_runs(runs: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
+    """Mean and sample deviation of every scalar measure over runs, for example of several seeds.
+
+    Args:
+        runs (`Sequence[Mapping[str, object]]`): Results of `localization_metrics`, any number.
+
+    Returns:
+        `dict[str, dict[str, float]]`: `mean` and `deviation` by measure; the deviation of a single run is `nan`.
+
+    Raises:
+        ValueError: where there is no run, or the runs were measured on different numbers of videos or segments.
+    """
+    if not runs:
+        raise ValueError("Got no runs to summarise: pass the measures of at least one.")
+    for name in ("num_videos", "num_segments"):
+        found = sorted({run.get(name) for run in runs}, key=str)
+        if len(found) > 1:
+            raise ValueError(f"The runs have {name} {found}: they were not measured on the same videos.")
+    names = [name for name, value in runs[0].items() if isinstance(value, float)]
+    values = {name: np.array([run[name] for run in runs], dtype=np.float64) for name in names}
+    return {
+        name: {"mean": float(v.mean()), "deviation": float(v.std(ddof=1)) if len(v) > 1 else np.nan}
+        for name, v in values.items()
+    }
 
 
 def retrieval_metrics(
@@ -307,9 +392,7 @@ def _check_range(index: int, predicted: np.ndarray, true: np.ndarray, num_labels
 
 
 def _can_match(event: tuple[int, float, float], other: tuple[int, float, float], tiou: float) -> bool:
-    intersection = min(event[2], other[2]) - max(event[1], other[1])
-    union = max(event[2], other[2]) - min(event[1], other[1])
-    return event[0] == other[0] and intersection > 0 and intersection >= tiou * union - 1e-9
+    return event[0] == other[0] and reaches(temporal_overlap(event[1:], other[1:]), tiou)
 
 
 def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou: float) -> tuple[int, ...]:
@@ -317,6 +400,7 @@ def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou:
     predicted = np.where(kept, predicted, IGNORED_LABEL)
     right = kept & (predicted == true)
     predicted_events, true_events = event_spans(predicted, background), event_spans(true, background)
+    main_label = _main_label(true[kept], background)
     return (
         kept.sum(),
         right.sum(),
@@ -326,6 +410,8 @@ def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou:
         count_event_matches(predicted_events, true_events, tiou),
         len(predicted_events),
         len(true_events),
+        main_label is not None,
+        main_label is not None and main_label == _main_label(predicted[kept], background),
     )
 
 
@@ -340,6 +426,13 @@ def _ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray | floa
     return ratio if ratio.ndim else float(ratio)
 
 
-def _quantiles(values: np.ndarray, shares: tuple[float, float]) -> tuple[float, float]:
-    values = values[~np.isnan(values)]
-    return tuple(float(value) for value in np.quantile(values, shares)) if len(values) else (np.nan, np.nan)
+def _measure_scored_events(scored: AveragePrecision, num_labels: int) -> dict[str, object]:
+    by_class = scored.by_class()  # (1, C, K)
+    class_precision = np.full(num_labels, np.nan)
+    class_precision[scored.classes] = by_class[0, :, EVENT_MAPS["event_map"]].mean(axis=1)
+    by_tiou = mean_over_classes(by_class)[0].tolist()
+    return {
+        **{name: float(values[0]) for name, values in scored.means().items()},
+        "event_map_by_tiou": dict(zip(map(str, scored.tious), by_tiou)),
+        "class_average_precision": class_precision.tolist(),
+    }
