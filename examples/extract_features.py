@@ -30,6 +30,8 @@ from PIL.Image import Resampling
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 import ave_clip
 from ave_clip.categories import labels_with_background
@@ -49,7 +51,7 @@ from ave_clip.training.checkpoints import (
     load_feature_extractor,
     towers_fingerprint,
 )
-from ave_clip.training.clips import ClipReader, clips_fingerprint, normalize_frames
+from ave_clip.training.clips import ClipReader, clips_fingerprint
 from ave_clip.training.features import FeatureStoreError, FeatureWriter, collate_clips
 
 logger = get_logger("extract_features")
@@ -132,7 +134,7 @@ def build_encoder(args: argparse.Namespace):
     extractor = load_feature_extractor(args.model, config)
     grid = (args.num_frames_per_segment, args.segment_seconds)
     processor = build_processor(config, extractor, *grid, localizer.config)
-    revision = getattr(encoder.config, "_commit_hash", None)
+    revision = extract_commit_hash(cached_file(args.model, CONFIG_NAME), None)  # None for an ordinary folder
     model = {"name": args.model, "revision": revision, "config": localizer.config.audioclip_config.to_dict()}
     return localizer.eval(), processor, model
 
@@ -210,7 +212,7 @@ def encode_clips(args: argparse.Namespace, accelerator: Accelerator, localizer, 
     names = ("pixel_values", "input_values", "frame_mask", "segment_mask")
     pixel_values, *others = (batch[name].to(accelerator.device, non_blocking=True) for name in names)
     with accelerator.autocast():
-        features = localizer.encode(normalize_frames(pixel_values, processor.video_processor), *others)
+        features = localizer.encode(processor.video_processor.normalize_pixels(pixel_values), *others)
     kept = [keep(tensor, args.dtype, batch["rows"].tolist()) for tensor in features]
     for clip, image_features, audio_features in zip(clips, *kept):
         length = len(clip["labels"])
