@@ -1,7 +1,7 @@
 """What the configurations share: a wrong value is a `ValueError`, and a misspelt name is told, not swallowed."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar
@@ -37,7 +37,25 @@ def strict_config(config_class: type[ConfigT]) -> type[ConfigT]:
             raise InvalidConfigError(f"{config_class.__name__}: {error}") from error
 
     config_class.__init__ = __init__
+    config_class.to_dict = _without_code(config_class.to_dict)
     return config_class
+
+
+def _without_code(to_dict: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Leave out where an export holds its code, unless this very class came from there or is being exported.
+
+    Else what was loaded from an export by this package and saved again would name files that are not beside it.
+    """
+
+    @wraps(to_dict)
+    def wrapped(self: Any) -> dict[str, Any]:
+        content = to_dict(self)
+        if self._auto_class is None:
+            for name in ("auto_map", "custom_pipelines"):
+                content.pop(name, None)
+        return content
+
+    return wrapped
 
 
 def refuse_misspelt(config_class: type[PreTrainedConfig], names: Mapping[str, Any]) -> None:

@@ -155,6 +155,13 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
             ]
         return BatchFeature(features, tensor_type=return_tensors)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved; the place of an export's code only where this class came from there or is being exported."""
+        content = super().to_dict()
+        if self._auto_class is None:
+            content.pop("auto_map", None)
+        return content
+
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
             logger.warning_once(

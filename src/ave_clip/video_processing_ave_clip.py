@@ -87,6 +87,13 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         ]
         return self.preprocess_segments(clips, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved; the place of an export's code only where this class came from there or is being exported."""
+        content = super().to_dict()
+        if self._auto_class is None:
+            content.pop("auto_map", None)
+        return content
+
     def _read_frames(self, source: Any, count: int, seconds: float) -> list[np.ndarray]:
         segments = iter_segments(
             source, num_frames_per_segment=count, segment_seconds=seconds, read_audio=False, read_video=True
