@@ -171,7 +171,7 @@ def _write_card(source: str | os.PathLike, folder: Path, task: str | None, name:
         (folder / "README.md").write_bytes(own.read_bytes())
     else:
         write = write_localizer_card if task == LOCALIZATION_TASK else write_audioclip_card
-        write(folder, {}, model_name=name, dataset_name="Not recorded")
+        write(folder, {}, model_name=name, dataset_name="")
     results = _find_file(source, "results.json")
     if results is not None:
         (folder / "results.json").write_bytes(results.read_bytes())

@@ -65,7 +65,7 @@ def write_localizer_card(
         results (`Mapping[str, Any]`): Content of the `results.json` that `train_localizer.py` or
             `evaluate_localizer.py` writes; empty where nothing was measured.
         model_name (`str`): Title of the card, and what its examples load; a Hub id or folder.
-        dataset_name (`str`): The training data, as people call it.
+        dataset_name (`str`): The training data, as people call it; empty where that is not known.
         dataset_id (`str`, *optional*): Its id on the Hub; made from the name when not given.
         command (`str`, *optional*): The command that made the checkpoint; that of `results` when not given.
 
@@ -340,13 +340,13 @@ def _metadata(
     """YAML of the card: what the Hub searches by, and the results as a model index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = dataset_id or re.sub(r"[^a-z0-9]+", "-", dataset_name.lower()).strip("-") or "unnamed"
+    dataset = dataset_id or re.sub(r"[^a-z0-9]+", "-", dataset_name.lower()).strip("-")
     evaluations = [
         EvalResult(
             task_type=task,
             task_name="Audio-visual event localization",
-            dataset_type=dataset,
-            dataset_name=dataset_name,
+            dataset_type=dataset or "unknown",
+            dataset_name=dataset_name or "unknown",
             **result,
         )
         for result in results
@@ -358,7 +358,7 @@ def _metadata(
         pipeline_tag=task,
         tags=["audio-visual-event-localization", "ave-clip", "audioclip", "video", "audio"]
         + (["synthetic"] if data == "synthetic" else []),
-        datasets=[dataset],
+        datasets=[dataset] if dataset else None,
         metrics=["accuracy", "recall", "f1"] if task == "video-classification" else ["accuracy"],
         model_name=model_name if evaluations else None,
         eval_results=evaluations or None,
@@ -591,12 +591,10 @@ def _draw_audioclip(config: AudioCLIPConfig) -> str:
         "audio": ("sound", "fbsp spectrogram, ESResNeXt, attention"),
         "text": ("text", "CLIP transformer"),
     }
-    lines = [
-        f"{inputs[tower][0]:<8} -> {inputs[tower][1]:<38} -> {config.projection_dim} numbers ─┐"
-        for tower in inputs
-        if tower in config.towers
-    ]
-    return "\n".join([*lines, f"{'cosine x learned scale':>62} <─────────┘"])
+    rows = [f"{kind:<8}-> {steps:<38} -> {config.projection_dim} numbers" for kind, steps in inputs.values()]
+    rows = [row for row, tower in zip(rows, inputs) if tower in config.towers]
+    corners = ["─┐", *["─┤"] * (len(rows) - 2), "─┴─> cosine x learned scale"][-len(rows) :]
+    return "\n".join(row + corner for row, corner in zip(rows, corners))
 
 
 def _escape(text: str) -> str:
