@@ -15,8 +15,7 @@ from ave_clip.categories import labels_with_background
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.arguments import parse_overrides
 from ave_clip.training.checkpoints import build_localizer, load_audioclip
-from ave_clip.training.clips import ClipReader
-from ave_clip.training.features import FeatureStoreError, collate_clips
+from ave_clip.training.features import FeatureStoreError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 AUDIOCLIP = {
@@ -51,7 +50,6 @@ def scripts():
     """The stage scripts as modules."""
     sys.path.insert(0, str(EXAMPLES))
     try:
-        import evaluate_localizer
         import extract_features
         import finetune_audioclip
         import train_localizer
@@ -62,7 +60,6 @@ def scripts():
         "stage1": finetune_audioclip,
         "stage2": extract_features,
         "stage3": train_localizer,
-        "evaluate": evaluate_localizer,
         "tiny": train_tiny,
     }
 
@@ -114,11 +111,6 @@ def stage3_arguments(work, *more):
     return [*arguments, *more]
 
 
-def read_clip(work, split="test", index=0):
-    processor = AVEClipProcessor.from_pretrained(work / "localizer")
-    return collate_clips([ClipReader(load_ave(work / "clips", split=split), processor)[index]])
-
-
 def test_stage_1_trains_the_two_towers_and_leaves_the_text_tower_and_batch_norm_alone(work, stage1):
     trained = AudioCLIPModel.from_pretrained(work / "stage1").state_dict()
     set_seed(0)
@@ -151,25 +143,6 @@ def test_stage_3_keeps_the_towers_and_the_labels(work, stage3):
     processor = AVEClipProcessor.from_pretrained(work / "localizer")
     assert processor.id2label == localizer.config.id2label
     assert processor.video_processor.num_frames_per_segment == 2
-
-
-def test_evaluating_the_files_gives_what_stage_3_measured_on_the_features(scripts, work, stage3, tmp_path):
-    arguments = ["--cpu", "--model", work / "localizer", "--data_dir", work / "clips", "--output", tmp_path / "e.json"]
-    results = scripts["evaluate"].main([str(argument) for argument in arguments])
-    assert set(results) == {"merge", "single_event", "viterbi", "none"}
-    for decoder, metrics in results.items():
-        np.testing.assert_equal(metrics, stage3["test"][decoder])
-    assert json.loads((tmp_path / "e.json").read_text())["unreadable"] == 0
-
-
-def test_an_evaluation_goes_to_the_working_folder_and_not_into_the_model(scripts, work, stage3, tmp_path, monkeypatch):
-    before = sorted((work / "localizer").iterdir())
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--cpu", "--model", str(work / "localizer"), "--data_dir", str(work / "clips")]
-    results = scripts["evaluate"].main([*arguments, "--max_clips", "1", "--decoders", "none"])
-    written = json.loads((tmp_path / "evaluation-test.json").read_text())
-    assert written["decoders"]["none"]["segment_accuracy"] == results["none"]["segment_accuracy"]
-    assert sorted((work / "localizer").iterdir()) == before
 
 
 def test_stage_3_on_raw_clips_starts_where_stage_3_on_features_does(scripts, work, stage3, tmp_path):
@@ -234,7 +207,7 @@ def num_bytes_of_tiny(scripts, parsed):
     return sum(tensor.numel() * tensor.element_size() for tensor in localizer.state_dict().values())
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "evaluate", "tiny"])
+@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "tiny"])
 def test_every_script_explains_itself(scripts, name, capsys):
     with pytest.raises(SystemExit) as stopped:
         scripts[name].main(["--help"])

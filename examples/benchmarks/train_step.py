@@ -1,0 +1,127 @@
+"""How fast stage 3 trains: one step (forward, backward, clipping, AdamW) of the paper's localizer on cached features.
+
+What it prints: clips per second, time of a step and peak memory, for pooled and for dense features (49 x 1024), ten
+segments a clip. `--output` also writes them as JSON with the machine and the versions. The features are random: only
+their shapes matter for speed.
+
+    python examples/benchmarks/train_step.py --output train_step.json
+    python examples/benchmarks/train_step.py --threads 1 --batch_size 16 --quick
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip.training.arguments import describe_run, write_json
+from ave_clip.training.dropout import use_keyed_dropout
+
+NUM_SEGMENTS = 10
+NUM_LABELS = 29
+NUM_LOCATIONS = 49
+WARM_UP_STEPS = 2
+# Pooled features first: peak memory only ever rises.
+FEATURE_TYPES = ("pooled", "dense")
+COLUMNS = ("features", "batch_size", "clips_per_second", "median_ms", "slowest_ms", "peak_rss_mb")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20, help=f"Measured steps, after {WARM_UP_STEPS} of warm-up.")
+    parser.add_argument("--threads", type=int, help="Of torch; all cores by default.")
+    parser.add_argument("--device", default="cpu", help="For example cuda.")
+    parser.add_argument("--quick", action="store_true", help="Three measured steps.")
+    parser.add_argument("--output", help="JSON file for the results.")
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "hidden_size", "steps", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def build_step(args: argparse.Namespace, visual_feature_type: str) -> Callable[[], None]:
+    """A function that trains the paper's localizer by one step on one fixed batch."""
+    names = {index: str(index) for index in range(NUM_LABELS)}
+    options = {"visual_feature_type": visual_feature_type, "hidden_size": args.hidden_size, "id2label": names}
+    localizer = AVEClipForLocalization(AVEClipConfig.paper(use_encoders=False, **options)).to(args.device).train()
+    dropout = use_keyed_dropout(localizer)
+    batch = random_batch(args, localizer.config)
+    trained = [parameter for parameter in localizer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-4)
+    rows = torch.arange(args.batch_size, device=args.device)
+
+    def step() -> None:
+        dropout.set(0, 0, rows)
+        localizer(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def random_batch(args: argparse.Namespace, config: AVEClipConfig) -> dict[str, torch.Tensor]:
+    """Features and labels of `--batch_size` clips; what each of them says does not matter here."""
+    generator = torch.Generator().manual_seed(0)
+    clips = (args.batch_size, NUM_SEGMENTS)
+    locations = () if config.visual_feature_type == "pooled" else (NUM_LOCATIONS,)
+    batch = {
+        "image_features": torch.randn(*clips, *locations, config.resolved_image_feature_size, generator=generator),
+        "audio_features": torch.randn(*clips, config.resolved_audio_feature_size, generator=generator),
+        "labels": torch.randint(NUM_LABELS, clips, generator=generator),
+        "segment_mask": torch.ones(clips, dtype=torch.bool),
+    }
+    return {name: tensor.to(args.device) for name, tensor in batch.items()}
+
+
+def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str | int | float]:
+    """Time the steps of one kind of features."""
+    step, seconds = build_step(args, visual_feature_type), []
+    for _ in range(WARM_UP_STEPS + (3 if args.quick else args.steps)):
+        started = time.perf_counter()
+        step()
+        if args.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    measured = seconds[WARM_UP_STEPS:]
+    median = statistics.median(measured)
+    values = (args.batch_size / median, 1000 * median, 1000 * max(measured), peak_megabytes())
+    return dict(zip(COLUMNS, (visual_feature_type, args.batch_size, *(round(value, 1) for value in values))))
+
+
+def peak_megabytes() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def show(results: Sequence[dict]) -> str:
+    """The results as a table."""
+    rows = [COLUMNS, *([str(result[name]) for name in COLUMNS] for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    results = [measure(args, kind) for kind in FEATURE_TYPES]
+    print(show(results))
+    content = {"train_step": results, **describe_run(args, argv)}
+    if args.output:
+        write_json(Path(args.output), content)
+    return content
+
+
+if __name__ == "__main__":
+    main()
