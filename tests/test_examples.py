@@ -9,12 +9,10 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 
-from ave_clip import AudioCLIPModel, AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
-from ave_clip.categories import labels_with_background
-from ave_clip.data import generate_synthetic_ave, load_ave
+from ave_clip import AudioCLIPModel, AVEClipConfig, AVEClipForLocalization
+from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.arguments import parse_overrides
 from ave_clip.training.checkpoints import build_localizer, load_audioclip
-from ave_clip.training.features import FeatureStoreError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 AUDIOCLIP = {
@@ -127,63 +125,6 @@ def test_stage_1_reports_the_epoch_it_kept(work, stage1):
     assert 0 <= stage1["audio_to_image_r1"] <= stage1["audio_to_image_r5"] <= 1
     assert results["arguments"]["seed"] == 0
     assert "torch" in results["versions"]
-
-
-def test_stage_3_keeps_the_towers_and_the_labels(work, stage3):
-    localizer = AVEClipForLocalization.from_pretrained(work / "localizer")
-    encoder = AudioCLIPModel.from_pretrained(work / "stage1")
-    for tower in ("vision_model", "audio_model"):
-        expected = getattr(encoder, tower).state_dict()
-        for name, tensor in getattr(localizer, tower).state_dict().items():
-            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
-    categories = load_ave(work / "clips", split="train").features["category"].names
-    assert localizer.config.id2label == labels_with_background(categories)
-    assert localizer.config.hidden_size == 8
-    processor = AVEClipProcessor.from_pretrained(work / "localizer")
-    assert processor.id2label == localizer.config.id2label
-    assert processor.video_processor.num_frames_per_segment == 2
-
-
-def test_stage_3_on_raw_clips_starts_where_stage_3_on_features_does(scripts, work, stage3, tmp_path):
-    raw = ["--cpu", "--model", work / "stage1", "--data_dir", work / "clips", "--num_frames_per_segment", "2"]
-    raw += ["--output_dir", tmp_path, "--num_epochs", "1", "--max_steps", "2", "--batch_size", "2"]
-    scripts["stage3"].main([str(argument) for argument in raw] + ["--localizer", *LOCALIZER])
-    losses = []
-    for folder in (tmp_path, work / "localizer"):
-        losses.append(json.loads((folder / "results.json").read_text())["history"][0]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_stage_3_without_data_trains_on_synthetic_clips_and_says_what_to_pass_for_ave(
-    scripts, work, stage3, tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setattr(scripts["stage3"], "SYNTHETIC_FOLDER", tmp_path / "synthetic")
-    monkeypatch.setattr(scripts["stage3"], "NUM_SYNTHETIC", 5)
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    arguments = ["--cpu", "--model", work / "localizer", "--output_dir", tmp_path / "out", "--num_epochs", "1"]
-    results = scripts["stage3"].main([str(argument) for argument in arguments] + ["--localizer", *LOCALIZER])
-    assert results["test"]["none"]["num_videos"] == 1
-    assert "--data_dir AVE_Dataset" in caplog.text
-
-
-@pytest.mark.parametrize("blanked", ["audio", "video"])
-def test_a_blanked_modality_changes_nothing(scripts, blanked):
-    batch = {"rows": torch.zeros(1), "image_features": torch.rand(1, 2, 3), "audio_features": torch.rand(1, 2, 3)}
-    inputs = scripts["stage3"].model_inputs(batch, blanked)
-    other = {"audio": "image_features", "video": "audio_features"}[blanked]
-    assert set(inputs) == {"image_features", "audio_features"}
-    assert sum(float(value.abs().sum()) for value in inputs.values()) == float(batch[other].sum())
-
-
-def test_stage_3_refuses_the_features_of_another_encoder(scripts, work, stage2, tmp_path):
-    model = AudioCLIPModel.from_pretrained(work / "stage1")
-    with torch.no_grad():
-        model.audio_model.fc.bias += 1
-    model.save_pretrained(tmp_path)
-    arguments = stage3_arguments(work, "--model", str(tmp_path), "--output_dir", str(tmp_path / "out"))
-    (tmp_path / "preprocessor_config.json").write_bytes((work / "stage1" / "preprocessor_config.json").read_bytes())
-    with pytest.raises(FeatureStoreError, match="made by another encoder"):
-        scripts["stage3"].main(arguments)
 
 
 def test_the_recipe_of_the_tiny_checkpoint_is_accepted_and_small_enough(scripts, monkeypatch):

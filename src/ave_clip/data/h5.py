@@ -116,6 +116,11 @@ class AVEFeatures:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def labels(self) -> list[tuple[int, ...]]:
+        """The class ids of every row's segments, without reading a feature."""
+        return [row.labels for row in self._rows]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         import torch  # here, since the builder of videos reads order files through this module and needs no torch
 

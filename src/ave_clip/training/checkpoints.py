@@ -1,11 +1,15 @@
 """How the stages hand their models on: AudioCLIP (pretrained or from a configuration) -> localizer on its towers."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_audioclip import AudioCLIPConfig
 from ..configuration_ave_clip import AVEClipConfig
@@ -17,6 +21,10 @@ from ..video_processing_ave_clip import AVEClipVideoProcessor
 from .features import encoder_fingerprint
 
 TOWERS = ("vision_model", "audio_model")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint of a training run cannot be written or read back."""
 
 
 def load_audioclip(source: str | os.PathLike) -> AudioCLIPModel:
@@ -104,3 +112,50 @@ def build_localizer(
 def towers_fingerprint(encoder: AudioCLIPModel | AVEClipForLocalization) -> str:
     """Hash of both towers' weights: the same for AudioCLIP and for a localizer that was built on it."""
     return encoder_fingerprint({tower: getattr(encoder, tower) for tower in TOWERS})
+
+
+def save_checkpoint(folder: str | os.PathLike, localizer: AVEClipForLocalization, processor: Any = None) -> None:
+    """Write a localizer and its processor; whatever fails, the files that were there before stay whole.
+
+    Args:
+        folder (`str` or `os.PathLike`): Made when missing; other files in it are left alone.
+        localizer (`AVEClipForLocalization`): The model without wrapping.
+        processor (`AVEClipProcessor`, *optional*): That feeds it.
+
+    Raises:
+        CheckpointError: where it cannot be written, as on a full disk.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=target, ignore_cleanup_errors=True) as partial:
+            localizer.save_pretrained(partial)
+            if processor is not None:
+                processor.save_pretrained(partial)
+            for path in Path(partial).iterdir():
+                os.replace(path, target / path.name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The localizer could not be written to {target} ({error}). What was there before is whole. Free space "
+            "and go on with --resume."
+        ) from error
+
+
+def load_trained_weights(localizer: AVEClipForLocalization, folder: str | os.PathLike) -> None:
+    """Bring back the weights that `save_checkpoint` wrote into the same localizer.
+
+    Args:
+        localizer (`AVEClipForLocalization`): The model without wrapping.
+        folder (`str` or `os.PathLike`): The checkpoint.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, or of another localizer.
+    """
+    path = Path(folder) / SAFE_WEIGHTS_NAME
+    try:
+        localizer.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}, the best localizer of this run, is missing, damaged or of another one ({error}). Train again "
+            "with --overwrite."
+        ) from error
