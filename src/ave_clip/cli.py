@@ -24,6 +24,7 @@ from .outputs import (
     WrongOutputError,
     check_targets,
     format_of,
+    names_each_video,
     open_writer,
     plan_files,
 )
@@ -214,11 +215,11 @@ def _plan_results(plan: _Plan) -> None:
     if FORMAT_OF_SUFFIX.get(suffix, plan.format) != plan.format:
         say(f"warning: writing {plan.format} into {output}.")
     is_stream = os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
-    if (plan.format in PER_VIDEO and not is_stream) or (plan.format in SUFFIXES and "{name}" in Path(output).name):
+    if plan.format in SUFFIXES and (names_each_video(output) or (plan.format in PER_VIDEO and not is_stream)):
         plan.files = plan_files(videos, output, SUFFIXES[plan.format], "--output")
-        check_targets((("--output", path) for path in plan.files.values()), videos, len(plan.files) > 1)
+        _check_files("--output", output, plan.files)
     else:
-        check_targets([("--output", Path(output))], videos)
+        check_targets([("--output", output)], videos)
 
 
 def _plan_overlays(plan: _Plan, overlay: str) -> None:
@@ -226,7 +227,12 @@ def _plan_overlays(plan: _Plan, overlay: str) -> None:
     for path in plan.overlays.values():
         if path.suffix.lower() != OVERLAY_SUFFIX:
             raise WrongOutputError(f"--overlay {path} must end in {OVERLAY_SUFFIX}.")
-    check_targets((("--overlay", path) for path in plan.overlays.values()), plan.videos, len(plan.overlays) > 1)
+    _check_files("--overlay", overlay, plan.overlays)
+
+
+def _check_files(option: str, output: str, files: Mapping[str, Path]) -> None:
+    makes_folder = list(files.values()) != [Path(output)]
+    check_targets([(option, path) for path in files.values()], list(files), makes_folder)
 
 
 def _check_distinct(plan: _Plan) -> None:

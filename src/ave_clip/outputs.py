@@ -41,6 +41,11 @@ def format_of(output: str | None) -> str:
     return FORMAT_OF_SUFFIX.get(Path(output or "").suffix.lower(), "table")
 
 
+def names_each_video(output: str) -> bool:
+    """Whether an output is a folder, or holds `{name}`, so that each video gets its own file."""
+    return NAME_FIELD in Path(output).name or output.endswith(("/", os.sep)) or os.path.isdir(output)
+
+
 def plan_files(videos: Sequence[str], output: str, suffix: str, option: str) -> dict[str, Path]:
     """The file of each video: `output`, or one called after the video where `output` is a folder or holds `{name}`.
 
@@ -58,7 +63,7 @@ def plan_files(videos: Sequence[str], output: str, suffix: str, option: str) -> 
     videos = list(dict.fromkeys(videos))
     if NAME_FIELD in Path(output).name:
         pattern = output
-    elif output.endswith(("/", os.sep)) or os.path.isdir(output) or (len(videos) > 1 and not Path(output).suffix):
+    elif names_each_video(output) or (len(videos) > 1 and not Path(output).suffix):
         pattern = os.path.join(output, NAME_FIELD + suffix)
     elif len(videos) > 1:
         raise WrongOutputError(
@@ -72,11 +77,11 @@ def plan_files(videos: Sequence[str], output: str, suffix: str, option: str) -> 
     return {video: Path(folder) / file_name.replace(NAME_FIELD, name) for video, name in zip(videos, names)}
 
 
-def check_targets(targets: Iterable[tuple[str, Path]], videos: Sequence[str], new_folders: bool = False) -> None:
+def check_targets(targets: Iterable[tuple[str, str | Path]], videos: Sequence[str], new_folders: bool = False) -> None:
     """Refuse an output that would replace a video or another output, or has no folder to stand in.
 
     Args:
-        targets (`Iterable[tuple[str, Path]]`): The option and the file of each output.
+        targets (`Iterable[tuple[str, str | Path]]`): The option and the file of each output.
         videos (`Sequence[str]`): Paths or URLs.
         new_folders (`bool`): Whether the folder of a file may be made.
 
@@ -84,10 +89,11 @@ def check_targets(targets: Iterable[tuple[str, Path]], videos: Sequence[str], ne
         WrongOutputError: naming the output.
     """
     existing = [video for video in videos if os.path.isfile(video)]
-    for option, path in targets:
+    for option, target in targets:
+        path = Path(target)
         if path.is_file() and any(path.samefile(video) for video in existing):
             raise WrongOutputError(f"{option} {path} is one of the videos, which it would replace.")
-        if path.is_dir():
+        if path.is_dir() or str(target).endswith(("/", os.sep)):
             raise WrongOutputError(f"{option} {path} is a folder. Name a file.")
         folder = path.absolute().parent
         if not (folder.is_dir() or (new_folders and folder.parent.is_dir() and not folder.exists())):
