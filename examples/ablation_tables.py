@@ -1,0 +1,477 @@
+"""The tables of `run_ablations.py`: what a row of the paper means, what predictions make of it, and how it is shown.
+
+A table is a YAML file (`configs/table2.yaml` to `table7.yaml`). Its rows hold the fields of `AVEClipConfig` that they
+change, the shortest run that post-processing leaves, and the paper's accuracy; its findings are pairs of rows of which
+the paper says that one is better. Measured tables are plain dictionaries, kept as JSON; the card is made from them.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file
+
+from ave_clip import AVEClipConfig
+from ave_clip.events import decode_labels
+from ave_clip.training.metrics import (
+    COUNT_NAMES,
+    bootstrap_intervals,
+    count_per_video,
+    pooled_measures,
+    reference_points,
+    segment_accuracy,
+)
+
+CONFIGS = Path(__file__).parent / "configs"
+TABLE_NUMBERS = (2, 3, 4, 5, 6, 7)
+FEATURES = ("data", "frozen", "h5")
+SHOWN_MEASURES = ("segment_accuracy", "background_recall", "background_precision", "event_f1")
+UNMEASURED = "not run"
+SEGMENTS, RIGHT = COUNT_NAMES.index("segments"), COUNT_NAMES.index("right")
+
+# Of each clip of a test split: probabilities (num_segments, num_labels) and labels (num_segments,).
+Predictions = tuple[Sequence[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row (or, in a table with columns, a cell) of a table of the paper.
+
+    Args:
+        id (`str`): Its name in the table's file and in the results.
+        paper (`float`): The paper's accuracy in %.
+        name (`str`): As the paper calls it; made of `row` and `column` where those are given.
+        row (`str`), column (`str`): Its place in a table with several columns.
+        localizer (`dict`): Fields of `AVEClipConfig` that differ from the run's settings.
+        min_event_segments (`int`): W of the post-processing; 1 is none.
+        features (`str`): `"data"`, `"frozen"` (encoders before stage 1) or `"h5"` (files of the peers).
+        not_run (`str`): Why this row is never run.
+        note (`str`): Shown below the table.
+    """
+
+    id: str
+    paper: float
+    name: str = ""
+    row: str = ""
+    column: str = ""
+    localizer: dict[str, Any] = field(default_factory=dict)
+    min_event_segments: int = 3
+    features: str = "data"
+    not_run: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.localizer) - {known.name for known in fields(AVEClipConfig)}
+        if unknown:
+            raise ValueError(f"Row {self.id!r} sets {sorted(unknown)}, which AVEClipConfig does not have.")
+        if self.features not in FEATURES:
+            raise ValueError(f"Row {self.id!r} asks for features {self.features!r}; there are {list(FEATURES)}.")
+        if not self.name and not (self.row and self.column):
+            raise ValueError(f"Row {self.id!r} needs a `name`, or a `row` and a `column`.")
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return self.name or f"{self.row}, {self.column}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the paper says of two rows.
+
+    Args:
+        text (`str`): In words.
+        better (`str`), worse (`str`): Ids of the rows.
+    """
+
+    text: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper; `reference` is the id of the row that the others are compared with."""
+
+    number: int
+    title: str
+    reference: str
+    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    def __post_init__(self) -> None:
+        ids = [row.id for row in self.rows]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"Table {self.number} has an id twice: {ids}.")
+        named = {self.reference, *(name for one in self.findings for name in (one.better, one.worse))}
+        if named - set(ids):
+            raise ValueError(f"Table {self.number} names the rows {sorted(named - set(ids))}; it has {ids}.")
+
+
+def load_table(number: int, folder: Path = CONFIGS) -> Table:
+    """Read a table's file.
+
+    Args:
+        number (`int`): Of the table in the paper.
+        folder (`Path`): Where `tableN.yaml` lies.
+
+    Raises:
+        ValueError: where the file says something that a row, finding or table does not have.
+    """
+    path = Path(folder) / f"table{number}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        rows = tuple(Row(**row) for row in content.pop("rows"))
+        findings = tuple(Finding(**finding) for finding in content.pop("findings"))
+        return Table(content.pop("table"), rows=rows, findings=findings, **content)
+    except (TypeError, KeyError) as error:  # a keyword that the dataclass lacks, or one that is missing
+        raise ValueError(f"{path} is no table: {error}.") from error
+
+
+# ── from predictions to numbers ──
+
+
+def read_predictions(path: str | os.PathLike, split: str = "test") -> Predictions:
+    """Read what `train_localizer.py` keeps of a split in `predictions.safetensors`.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        split (`str`): "validation" or "test".
+
+    Raises:
+        ValueError: where the file has no such split.
+    """
+    tensors = load_file(path)
+    if f"{split}_rows" not in tensors:
+        raise ValueError(f"{path} has no {split} predictions: the tables are measured on the {split} split of --data.")
+    padded = tensors[f"{split}_probabilities"]
+    lengths = (padded.sum(axis=-1) > 0).sum(axis=-1)  # shorter clips are filled with zeros
+    probabilities = [clip[:length] for clip, length in zip(padded, lengths)]
+    return probabilities, [labels[:length] for labels, length in zip(tensors[f"{split}_labels"], lengths)]
+
+
+def count_seeds(runs: Sequence[Predictions], min_event_segments: int) -> np.ndarray:
+    """Decode the predictions of each seed and count what the measures are made of.
+
+    Args:
+        runs (`Sequence[Predictions]`): One a seed, of the same clips in the same order.
+        min_event_segments (`int`): W of the post-processing.
+
+    Returns:
+        `np.ndarray` of shape `(num_seeds, num_videos, len(COUNT_NAMES))`
+
+    Raises:
+        ValueError: where the seeds were not measured on the same clips.
+    """
+    counts = []
+    for probabilities, labels in runs:
+        decoded = [decode_labels(clip, "merge", min_event_segments) for clip in probabilities]
+        counts.append(count_per_video(decoded, labels, background=probabilities[0].shape[1] - 1))
+    if any(one.shape != counts[0].shape or (one[:, SEGMENTS] != counts[0][:, SEGMENTS]).any() for one in counts):
+        raise ValueError("The seeds of one row were measured on different clips: run them again on the same data.")
+    return np.stack(counts)
+
+
+def measure(counts: np.ndarray) -> dict[str, Any]:
+    """Measures of one row over its seeds.
+
+    Args:
+        counts (`np.ndarray` of shape `(num_seeds, num_videos, len(COUNT_NAMES))`): Of `count_seeds`.
+
+    Returns:
+        `dict[str, Any]`: `per_seed` (accuracy of each), `mean` and `deviation` of every shown measure by name, and
+        `interval`: of the accuracy, meaned over the seeds, 95 %, bootstrap over videos.
+    """
+    values = pooled_measures(counts.sum(axis=1))
+    deviations = {name: float(np.std(values[name], ddof=1)) if len(counts) > 1 else None for name in SHOWN_MEASURES}
+    return {
+        "per_seed": values["segment_accuracy"].tolist(),
+        "mean": {name: float(np.mean(values[name])) for name in SHOWN_MEASURES},
+        "deviation": deviations,
+        "interval": list(bootstrap_intervals(counts.sum(axis=0))["segment_accuracy"]),
+    }
+
+
+def difference(better: np.ndarray, worse: np.ndarray) -> dict[str, Any]:
+    """Compare the accuracy of two rows on the same videos, seed by seed.
+
+    Args:
+        better (`np.ndarray`), worse (`np.ndarray`): Counts, as `count_seeds` gives them.
+
+    Returns:
+        `dict[str, Any]`: `mean` of the difference over seeds, `interval` (95 %, bootstrap over videos, the same ones
+        for both rows) and `per_seed`.
+    """
+    paired = better.sum(axis=0)
+    paired[:, RIGHT] -= worse.sum(axis=0)[:, RIGHT]  # so that the "accuracy" of these counts is the difference
+    segments = better[:, :, SEGMENTS].sum(axis=1)
+    per_seed = (better[:, :, RIGHT] - worse[:, :, RIGHT]).sum(axis=1) / segments
+    return {
+        "mean": float(per_seed.mean()),
+        "interval": list(bootstrap_intervals(paired)["segment_accuracy"]),
+        "per_seed": per_seed.tolist(),
+    }
+
+
+def judge(compared: Mapping[str, Any]) -> str:
+    """Say what a difference means: `"holds"`, `"reversed"`, or `"not told apart"`.
+
+    Only a difference whose interval leaves zero out, and whose sign is the same for every seed, counts.
+    """
+    low, high = compared["interval"]
+    if low > 0 and min(compared["per_seed"]) > 0:
+        return "holds"
+    if high < 0 and max(compared["per_seed"]) < 0:
+        return "reversed"
+    return "not told apart"
+
+
+def describe_test(labels: Sequence[np.ndarray], num_labels: int, windows: Sequence[int]) -> dict[str, Any]:
+    """What is known of the test clips without any network.
+
+    Args:
+        labels (`Sequence[np.ndarray]`): True labels of each clip.
+        num_labels (`int`): Number of classes, background included.
+        windows (`Sequence[int]`): The W that the table uses.
+
+    Returns:
+        `dict[str, Any]`: `num_videos`, `reference_points`, and `ceilings`: by W, the accuracy of perfect labels after
+        post-processing.
+    """
+    shares = np.append(np.eye(num_labels), np.full((1, num_labels), 1 / num_labels), axis=0)  # last: an ignored one
+    perfect = [shares[np.where(clip < 0, num_labels, clip)] for clip in labels]
+    ceilings = {
+        str(window): segment_accuracy([decode_labels(clip, "merge", window) for clip in perfect], labels)
+        for window in sorted(set(windows))
+    }
+    return {
+        "num_videos": len(labels),
+        "reference_points": reference_points(labels, num_labels - 1),
+        "ceilings": ceilings,
+    }
+
+
+def measure_table(table: Table, predictions: Mapping[str, Sequence[Predictions] | str]) -> dict[str, Any]:
+    """Measure all rows of a table, compare them with its reference row and judge its findings.
+
+    Args:
+        table (`Table`): The table.
+        predictions (`Mapping[str, Sequence[Predictions] | str]`): By id of the row, the predictions of each seed; or
+            the reason why there are none.
+
+    Returns:
+        `dict[str, Any]`: content of `tableN.json`.
+    """
+    measured = {row.id: predictions[row.id] for row in table.rows if not isinstance(predictions[row.id], str)}
+    shortest = {row.id: row.min_event_segments for row in table.rows}
+    counts = {name: count_seeds(runs, shortest[name]) for name, runs in measured.items()}
+    before = {name: count_seeds(runs, 1) for name, runs in measured.items()}
+    described = {}
+    if measured:
+        probabilities, labels = next(iter(measured.values()))[0]
+        described = describe_test(labels, probabilities[0].shape[1], list(shortest.values()))
+    rows = []
+    for row in table.rows:
+        content = {"id": row.id, "name": row.title, "row": row.row, "column": row.column, "paper": row.paper}
+        content |= {"min_event_segments": row.min_event_segments, "localizer": row.localizer, "note": row.note}
+        if row.id in measured:
+            content |= {"measured": measure(counts[row.id]), "before_post_processing": measure(before[row.id])}
+            if row.id != table.reference and table.reference in measured:
+                content["difference"] = difference(counts[row.id], counts[table.reference])
+        else:
+            content["reason"] = predictions[row.id]
+        rows.append(content)
+    findings = [_judge_finding(table, one, counts, before) for one in table.findings]
+    return {
+        "table": table.number,
+        "title": table.title,
+        "reference": table.reference,
+        "test_clips": described,
+        "rows": rows,
+        "findings": findings,
+    }
+
+
+def _judge_finding(
+    table: Table, finding: Finding, counts: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    paper = {row.id: row.paper for row in table.rows}
+    content = {"text": finding.text, "better": finding.better, "worse": finding.worse}
+    content["paper"] = round(paper[finding.better] - paper[finding.worse], 1)
+    if finding.better not in counts or finding.worse not in counts:
+        return {**content, "verdict": UNMEASURED}
+    compared = difference(counts[finding.better], counts[finding.worse])
+    networks = difference(before[finding.better], before[finding.worse])
+    return {**content, "verdict": judge(compared), "difference": compared, "before_post_processing": networks}
+
+
+# ── the card ──
+
+
+def render_table(content: Mapping[str, Any]) -> str:
+    """Show a measured table in Markdown: as the paper prints it, ours beside it; then every measure of each row."""
+    lines = [f"## Table {content['table']}: {content['title']}", ""]
+    if any(row["column"] for row in content["rows"]):
+        lines += [*_grid(content["rows"]), ""]
+    lines += _measures(content)
+    notes = [f"- {row['name']}: {row['note']}." for row in content["rows"] if row["note"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes, "", *_finding_lines(content["findings"])])
+
+
+def render_card(tables: Sequence[Mapping[str, Any]]) -> str:
+    """Show all measured tables and what they say together.
+
+    Args:
+        tables (`Sequence[Mapping[str, Any]]`): Contents of `tableN.json`, in order.
+
+    Returns:
+        `str`: Markdown.
+    """
+    parts = ["# Ablations: the paper's Tables 2 to 7", _introduction(tables), summarize(tables)]
+    parts += [render_table(table).strip() for table in tables]
+    return "\n\n".join([*parts, _environment(tables)]) + "\n"
+
+
+def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
+    data = sorted({text for table in tables for text in table["data"].values()})
+    seeds = " and ".join(sorted({str(table["seeds"]) for table in tables}))
+    lines = [
+        "Made by `examples/run_ablations.py`; every number here stands in the JSON files beside this card's results.",
+        "*paper* is the accuracy on AVE's test split that the paper prints, in %. *ours* is measured on other data:",
+        "",
+        *(f"- {text}." for text in data),
+        "",
+        "So compare the differences between rows, not their heights. Each row is trained with the same settings over "
+        f"{seeds} seed(s); the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
+        "deviation over the seeds, *interval* (95 %) a bootstrap over the test videos of the mean over the seeds. A "
+        "finding *holds* (or is *reversed*) only where the interval of the difference leaves zero out and all seeds "
+        "agree in its sign. Unless a row says otherwise, *ours* is after the paper's post-processing with W = 3; the "
+        "last columns tell what the networks say without it.",
+    ]
+    return "\n".join([*lines, *_ceiling_lines(tables)])
+
+
+def _ceiling_lines(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    described = [table["test_clips"] for table in tables if table["test_clips"]]
+    if not described:
+        return
+    ceilings = {window: share for one in described for window, share in one["ceilings"].items()}
+    points = described[0]["reference_points"]
+    yield ""
+    yield (
+        f"On these {described[0]['num_videos']} test videos, background everywhere scores "
+        f"{100 * points['all_background']:.1f} %, the right class everywhere without any background "
+        f"{100 * points['never_background']:.1f} %. Perfect labels after post-processing score "
+        + ", ".join(f"{100 * ceilings[window]:.1f} % (W = {window})" for window in sorted(ceilings, key=int))
+        + ": so much short events and gaps cost, whatever the network."
+    )
+
+
+def _environment(tables: Sequence[Mapping[str, Any]]) -> str:
+    commands = list(dict.fromkeys(f"python {table['command']}" for table in tables))
+    settings = list(dict.fromkeys(str(yaml.safe_dump(table["settings"])) for table in tables))
+    versions = list(dict.fromkeys(_versions(table) for table in tables))
+    return "\n".join(
+        ["## Commands, settings, environment", "", "```bash", *commands, "```", ""]
+        + ["What all rows share (arguments of `train_localizer.py`):", ""]
+        + ["```yaml", *"".join(settings).splitlines(), "```", "", *versions]
+    )
+
+
+def _versions(table: Mapping[str, Any]) -> str:
+    facts = {**table["versions"], **table["machine"]}
+    return ", ".join(f"{name} {value}" for name, value in facts.items()) + "."
+
+
+def summarize(tables: Sequence[Mapping[str, Any]]) -> str:
+    """List in plain words which of the paper's findings hold, which are reversed, and which cannot be told."""
+    findings = [(table["table"], finding) for table in tables for finding in table["findings"]]
+    titles = {
+        "holds": "Holds here, too",
+        "reversed": "Is the other way round here",
+        "not told apart": "Cannot be told here: the difference is within the interval, or not the same for all seeds",
+        UNMEASURED: "Was not run here",
+    }
+    parts = [f"## What holds and what does not\n\nOf {len(findings)} findings of the paper:"]
+    for verdict, title in titles.items():
+        chosen = [f"- {_sentence(number, finding)}" for number, finding in findings if finding["verdict"] == verdict]
+        if chosen:
+            parts.append("\n".join([f"**{title}** ({len(chosen)}):", "", *chosen]))
+    return "\n\n".join(parts)
+
+
+def _sentence(number: int, finding: Mapping[str, Any]) -> str:
+    text = f"{finding['text']} (Table {number}; the paper: {finding['paper']:+.1f}"
+    if "difference" not in finding:
+        return f"{text})"
+    low, high = finding["difference"]["interval"]
+    return f"{text}; here {_points(finding['difference']['mean'])}, interval {_points(low)} to {_points(high)})"
+
+
+def _grid(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    columns = list(dict.fromkeys(row["column"] for row in rows))
+    cells = {(row["row"], row["column"]): f"{row['paper']:.1f} / {_accuracy(row)}" for row in rows}
+    yield _line(["paper / ours", *columns])
+    yield _line(["---"] * (len(columns) + 1))
+    for name in names:
+        yield _line([name, *(cells.get((name, column), "-") for column in columns)])
+
+
+def _measures(content: Mapping[str, Any]) -> Iterator[str]:
+    yield _line(
+        ["row", "paper", "ours", "interval", "to the reference", "without post-processing"]
+        + ["background recall", "background precision", "event F1"]
+    )
+    yield _line(["---"] * 9)
+    for row in content["rows"]:
+        if "measured" not in row:
+            yield _line([row["name"], f"{row['paper']:.1f}", f"{UNMEASURED}: {row['reason']}", *[""] * 6])
+            continue
+        low, high = row["measured"]["interval"]
+        others = [_percent(row["measured"], name) for name in SHOWN_MEASURES[1:]]
+        yield _line(
+            [row["name"], f"{row['paper']:.1f}", _accuracy(row), f"{100 * low:.1f} to {100 * high:.1f}"]
+            + [_to_reference(row), _percent(row["before_post_processing"], "segment_accuracy"), *others]
+        )
+
+
+def _finding_lines(findings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield _line(["the paper's finding", "paper", "ours", "interval", "verdict", "without post-processing"])
+    yield _line(["---"] * 6)
+    for finding in findings:
+        shown = ["", ""]
+        networks = ""
+        if "difference" in finding:
+            low, high = finding["difference"]["interval"]
+            shown = [_points(finding["difference"]["mean"]), f"{_points(low)} to {_points(high)}"]
+            networks = _points(finding["before_post_processing"]["mean"])
+        yield _line([finding["text"], f"{finding['paper']:+.1f}", *shown, finding["verdict"], networks])
+
+
+def _to_reference(row: Mapping[str, Any]) -> str:
+    if "difference" not in row:
+        return "reference"
+    low, high = row["difference"]["interval"]
+    return f"{_points(row['difference']['mean'])} ({_points(low)} to {_points(high)})"
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    return _percent(row["measured"], "segment_accuracy") if "measured" in row else UNMEASURED
+
+
+def _percent(measured: Mapping[str, Any], name: str) -> str:
+    deviation = measured["deviation"][name]
+    return f"{100 * measured['mean'][name]:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

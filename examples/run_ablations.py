@@ -1,0 +1,397 @@
+"""Reproduce the paper's Tables 2 to 7: train every row over several seeds, and show ours beside the paper's numbers.
+
+What it reads: videos in AVE's layout with `--model`, features of stage 2, or the peers' h5 files (`--data`); for Table
+2 also `--frozen_features` and `--h5_dir`. A row whose features are not given is shown as "not run". The rows are in
+`configs/table2.yaml` to `table7.yaml`, all other settings of the training in `--stage3_config`.
+What it writes: `tableN.json` and `ablations.md`. Each row is chosen on validation and measured on the test split.
+
+    python examples/run_ablations.py --table 4 5 --data features --model stage1 --seeds 3 --output_dir ablations
+
+Without `--data` it makes synthetic clips and their features, and trains on those. A run that was killed goes on where
+it was: finished rows are kept, and a network that stands in several tables is trained once.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from ablation_tables import (
+    CONFIGS,
+    TABLE_NUMBERS,
+    Row,
+    Table,
+    load_table,
+    measure_table,
+    read_predictions,
+    render_card,
+)
+from accelerate.utils import set_seed
+
+import ave_clip
+from ave_clip import AVEClipConfig
+from ave_clip.data import generate_synthetic_ave
+from ave_clip.data.h5 import VISUAL_FILE
+from ave_clip.files import atomic_file, new_folder
+from ave_clip.training.arguments import (
+    add_run_arguments,
+    describe_run,
+    parse_arguments,
+    parse_overrides,
+    plain_values,
+    write_json,
+)
+from ave_clip.training.checkpoints import load_audioclip, load_encoder, load_feature_extractor, towers_fingerprint
+from ave_clip.training.splits import FeatureSplits, H5Splits
+
+logger = logging.getLogger("run_ablations")
+SYNTHETIC_SEED = 0
+SYNTHETIC_FRAMES = 4
+SETTINGS, RESULTS, PREDICTIONS = "settings.yaml", "results.json", "predictions.safetensors"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = [*map(str, TABLE_NUMBERS), "all"]
+    parser.add_argument("--table", nargs="+", choices=choices, default=["all"], help="Numbers of the paper's tables.")
+    parser.add_argument("--data", "--features", help="Videos, features of stage 2, or h5 files; synthetic without it.")
+    parser.add_argument("--model", default=ave_clip.DEFAULT_CHECKPOINT, help="The encoder of --data.")
+    parser.add_argument("--frozen_features", help="For Table 2: features of the encoder before stage 1.")
+    parser.add_argument("--frozen_model", help="The encoder of --frozen_features.")
+    parser.add_argument("--h5_dir", help="For Table 2: the peers' VGG19 and VGGish features.")
+    parser.add_argument("--seeds", type=int, default=3, help="Trainings of each row, from --seed upwards.")
+    parser.add_argument("--stage3_config", help="YAML of train_localizer.py; configs/ave/stage3.yaml with --data.")
+    parser.add_argument("--processes", type=int, help="Trainings at once; one per GPU, or up to 4 on CPU, by default.")
+    parser.add_argument("--output_dir", default="ablations", help="Gets one folder per training.")
+    parser.add_argument("--results_dir", help="Gets tableN.json; OUTPUT_DIR by default.")
+    parser.add_argument("--card", help="Gets all tables of RESULTS_DIR; RESULTS_DIR/ablations.md by default.")
+    parser.add_argument("--keep_checkpoints", action="store_true", help="Do not delete the trained weights.")
+    parser.add_argument(
+        "--num_synthetic", nargs=3, type=int, default=[400, 100, 300], metavar=("TRAIN", "VAL", "TEST")
+    )
+    parser.add_argument("--synthetic_dir", help="Where synthetic clips are kept; the cache of the user by default.")
+    add_run_arguments(parser)
+    args = parse_arguments(parser, argv)
+    if args.seeds < 1 or (args.processes is not None and args.processes < 1):
+        parser.error(f"--seeds {args.seeds} and --processes {args.processes} must be at least 1")
+    if bool(args.frozen_features) != bool(args.frozen_model):
+        parser.error("--frozen_features and --frozen_model, the encoder that made them, belong together")
+    args.table = list(TABLE_NUMBERS) if "all" in args.table else sorted({int(number) for number in args.table})
+    return args
+
+
+# ── what the rows are trained on ──
+
+
+@dataclass(frozen=True)
+class Source:
+    """Features that rows are trained on.
+
+    Args:
+        arguments (`dict[str, str]`): Those of `train_localizer.py` that name them.
+        fingerprint (`str`): Hash of what is learned from.
+        description (`str`): For the card.
+    """
+
+    arguments: dict[str, str]
+    fingerprint: str
+    description: str
+
+
+def open_sources(args: argparse.Namespace, tables: Sequence[Table]) -> dict[str, Source | str]:
+    """The features that the tables ask for, by the name that rows use; a reason where they are not there."""
+    needed = {row.features for table in tables for row in table.rows if not row.not_run}
+    sources: dict[str, Source | str] = {
+        "frozen": "no --frozen_features were given",
+        "h5": "no --h5_dir was given",
+    }
+    if "data" in needed:
+        sources["data"] = open_data(args) if args.data else make_synthetic(args, args.model, "fine-tuned encoders")
+    if "frozen" in needed and args.frozen_features:
+        sources["frozen"] = feature_source(args.frozen_model, args.frozen_features, "features of frozen encoders")
+    elif "frozen" in needed and not args.data:
+        sources["frozen"] = make_synthetic(args, make_untrained_towers(args), "untrained encoders")
+    if "h5" in needed and args.h5_dir:
+        sources["h5"] = h5_source(args.h5_dir)
+    return sources
+
+
+def open_data(args: argparse.Namespace) -> Source:
+    """The features of `--data`, which are made first where it holds videos."""
+    folder = Path(args.data)
+    if (folder / VISUAL_FILE).exists():
+        return h5_source(args.data)
+    if (folder / "train").is_dir():
+        return feature_source(args.model, args.data, "features given by --data")
+    features = Path(args.output_dir) / "features"
+    extract(args, args.model, folder, features)
+    return feature_source(args.model, features, f"videos in {folder.name}")
+
+
+def feature_source(model: str | Path, folder: str | Path, description: str) -> Source:
+    fingerprint = FeatureSplits(folder).fingerprint
+    return Source({"model": str(model), "features_dir": str(folder)}, fingerprint, description)
+
+
+def h5_source(folder: str) -> Source:
+    return Source({"h5_dir": folder}, H5Splits(folder).fingerprint, "h5 files of the peers")
+
+
+def extract(args: argparse.Namespace, model: str | Path, clips: Path, features: Path, *options: str) -> None:
+    """Run stage 2; it goes on where it was stopped."""
+    import extract_features
+
+    arguments = ["--model", str(model), "--data_dir", str(clips), "--output_dir", str(features), *options]
+    arguments += ["--num_workers", str(args.num_workers)] if args.num_workers else []
+    extract_features.main([*arguments, *(["--cpu"] if args.cpu else [])])
+
+
+def synthetic_folder(args: argparse.Namespace) -> Path:
+    from train_localizer import SYNTHETIC_FOLDER
+
+    return Path(args.synthetic_dir or SYNTHETIC_FOLDER)
+
+
+def make_synthetic(args: argparse.Namespace, model: str | Path, encoders: str) -> Source:
+    """Make synthetic clips and what an encoder says about them, once."""
+    name = "-".join(map(str, args.num_synthetic))
+    clips = synthetic_folder(args) / f"clips-{name}-seed-{SYNTHETIC_SEED}"
+    features = synthetic_folder(args) / f"features-{name}-{towers_fingerprint(load_encoder(model))}"
+    if not clips.exists():
+        total = sum(args.num_synthetic)
+        logger.warning("No --data given: making %d synthetic clips in %s, which takes some minutes.", total, clips)
+        shares = [number / total for number in args.num_synthetic]
+        generate_synthetic_ave(clips, num_videos=total, seed=SYNTHETIC_SEED, splits=shares)
+    extract(args, model, clips, features, "--num_frames_per_segment", str(SYNTHETIC_FRAMES))
+    train, validation, test = args.num_synthetic
+    description = f"synthetic clips ({train} to train, {validation} to choose the epoch, {test} to test), {encoders}"
+    return feature_source(model, features, description)
+
+
+def make_untrained_towers(args: argparse.Namespace) -> Path:
+    """AudioCLIP of the tiny checkpoint's size with random weights: what stage 1 starts from on synthetic clips."""
+    folder = synthetic_folder(args) / "untrained-audioclip"
+    if not folder.exists():
+        config = CONFIGS / "tiny" / "audioclip.json"
+        set_seed(SYNTHETIC_SEED)
+        audioclip = load_audioclip(config)
+        with new_folder(folder) as partial:
+            audioclip.save_pretrained(partial)
+            load_feature_extractor(config, audioclip.config).save_pretrained(partial)
+    return folder
+
+
+# ── which trainings there are ──
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: a network with a seed.
+
+    Args:
+        folder (`Path`): Where its results go.
+        settings (`dict[str, Any]`): Arguments of `train_localizer.py`, as in a YAML file.
+        seed (`int`): Its seed.
+        options (`tuple[str, ...]`): Arguments that do not change the result.
+        keep_checkpoint (`bool`): Whether the weights stay.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    seed: int
+    options: tuple[str, ...]
+    keep_checkpoint: bool
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its results are there; both files appear only when they are whole."""
+        return all((self.folder / name).exists() for name in (RESULTS, PREDICTIONS))
+
+
+def load_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that all rows share."""
+    default = CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml"
+    settings = yaml.safe_load(Path(args.stage3_config or default).read_text(encoding="utf-8")) or {}
+    localizer = settings.get("localizer") or {}
+    if not isinstance(localizer, Mapping):
+        localizer = parse_overrides(localizer, AVEClipConfig)
+    return {**settings, "localizer": dict(localizer)}
+
+
+def plan_row(args: argparse.Namespace, settings: Mapping[str, Any], row: Row, source: Source) -> list[Training]:
+    """The trainings of a row, one a seed. Equal networks on equal features have equal folders."""
+    defaults = AVEClipConfig()
+    localizer = {**settings["localizer"], **row.localizer}
+    localizer = {
+        name: value
+        for name, value in localizer.items()
+        if plain_values(value) != plain_values(getattr(defaults, name))
+    }
+    merged = {**settings, "localizer": localizer}
+    content = json.dumps([plain_values(merged), source.fingerprint, args.mixed_precision], sort_keys=True)
+    key = hashlib.sha256(content.encode()).hexdigest()[:12]
+    options = ("--num_workers", str(args.num_workers), "--mixed_precision", args.mixed_precision)
+    options += ("--report_to", "none", *(["--cpu"] if args.cpu else []))
+    folder = Path(args.output_dir).absolute() / "runs" / key
+    return [
+        Training(folder / f"seed-{seed}", {**merged, **source.arguments}, seed, options, args.keep_checkpoints)
+        for seed in range(args.seed, args.seed + args.seeds)
+    ]
+
+
+def plan_tables(
+    args: argparse.Namespace, tables: Sequence[Table], sources: Mapping[str, Source | str]
+) -> dict[tuple[int, str], list[Training] | str]:
+    """By table and row, its trainings; or the reason why there are none."""
+    settings, plans = load_settings(args), {}
+    for table in tables:
+        for row in table.rows:
+            source = row.not_run or sources[row.features]
+            plans[table.number, row.id] = source if isinstance(source, str) else plan_row(args, settings, row, source)
+    return plans
+
+
+# ── running them ──
+
+
+def train(training: Training) -> None:
+    """Train one row with one seed; a training that was killed goes on from its last state."""
+    import train_localizer
+
+    training.folder.mkdir(parents=True, exist_ok=True)
+    config = training.folder / SETTINGS
+    with atomic_file(config) as partial:
+        partial.write_text(yaml.safe_dump(plain_values(training.settings), sort_keys=True), encoding="utf-8")
+    arguments = ["--config", str(config), "--seed", str(training.seed), "--output_dir", str(training.folder)]
+    train_localizer.main([*arguments, *training.options, "--resume"])
+    if not training.keep_checkpoint:
+        for path in training.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (SETTINGS, RESULTS, PREDICTIONS):
+                path.unlink()
+
+
+def train_all(args: argparse.Namespace, trainings: Sequence[Training]) -> dict[Path, str]:
+    """Run the trainings that are not finished, several at once; returns what went wrong, by folder."""
+    waiting = [training for training in trainings if not training.is_finished]
+    logger.info("%d trainings, %d of them finished already.", len(trainings), len(trainings) - len(waiting))
+    failures: dict[Path, str] = {}
+    processes = args.processes or torch.cuda.device_count() or min(4, os.cpu_count() or 1)
+    processes = min(processes, len(waiting))
+    if not waiting:
+        return failures
+    context, numbers = get_context("spawn"), get_context("spawn").Queue()
+    for number in range(processes):
+        numbers.put(number)
+    workers = (processes, context, start_worker, (numbers, processes, torch.cuda.device_count()))
+    with ProcessPoolExecutor(*workers) as pool:
+        tasks = {pool.submit(train, training): training for training in waiting}
+        for done, task in enumerate(as_completed(tasks), start=1):
+            folder = tasks[task].folder
+            try:
+                task.result()
+                logger.info("%d of %d trainings done: %s", done, len(waiting), folder)
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    "A process that trained was killed, perhaps for lack of memory. Run the same command again, with "
+                    "fewer --processes: finished rows are kept."
+                ) from error
+            except Exception as error:  # one row that fails does not stop the others; it is listed at the end
+                logger.exception("%s failed.", folder)
+                failures[folder] = f"{type(error).__name__}: {error}"
+    return failures
+
+
+def start_worker(numbers: Any, processes: int, num_gpus: int) -> None:
+    """Give this process its share of the cores, or a GPU of its own, and end it when its parent was killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    number = numbers.get()
+    if num_gpus > 1:  # before anything asks for a GPU
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % num_gpus]
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _end_with_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+# ── what comes out ──
+
+
+def collect(
+    table: Table, plans: Mapping[tuple[int, str], list[Training] | str], failures: Mapping[Path, str]
+) -> dict[str, Any]:
+    """By id of the row, the test predictions of each seed; or the reason why there are none."""
+    predictions: dict[str, Any] = {}
+    for row in table.rows:
+        plan = plans[table.number, row.id]
+        if isinstance(plan, str):
+            predictions[row.id] = plan
+            continue
+        failed = [failures[training.folder] for training in plan if training.folder in failures]
+        predictions[row.id] = (
+            f"failed: {failed[0]}" if failed else [read_predictions(one.folder / PREDICTIONS) for one in plan]
+        )
+    return predictions
+
+
+def describe(args: argparse.Namespace, argv: Sequence[str] | None, sources: Mapping[str, Source | str]) -> dict:
+    """What the numbers of a table rest on."""
+    used = {name: source.description for name, source in sources.items() if isinstance(source, Source)}
+    return {"data": used, "seeds": args.seeds, "settings": load_settings(args), **describe_run(args, argv)}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[int, dict]:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    tables = [load_table(number) for number in args.table]
+    sources = open_sources(args, tables)
+    plans = plan_tables(args, tables, sources)
+    trainings = {one.folder: one for plan in plans.values() if not isinstance(plan, str) for one in plan}
+    failures = train_all(args, sorted(trainings.values(), key=lambda training: training.seed))
+    results_dir = Path(args.results_dir or args.output_dir)
+    results = {}
+    for table in tables:
+        measured = measure_table(table, collect(table, plans, failures))
+        results[table.number] = {**measured, **describe(args, argv, sources)}
+        write_json(results_dir / f"table{table.number}.json", results[table.number])
+    write_card(Path(args.card or results_dir / "ablations.md"), results_dir)
+    if failures:
+        first, reason = next(iter(failures.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(trainings)} trainings failed; the others are kept. {first}: {reason}"
+        )
+    return results
+
+
+def write_card(card: Path, results_dir: Path) -> None:
+    """Show all tables of a folder in one card."""
+    with atomic_file(card) as partial:
+        partial.write_text(render_card(read_tables(results_dir)), encoding="utf-8")
+    logger.info("Wrote %s.", card)
+
+
+def read_tables(folder: Path) -> list[dict[str, Any]]:
+    """The tables that were measured into a folder, in order."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("table*.json"))]
+
+
+if __name__ == "__main__":
+    main()
