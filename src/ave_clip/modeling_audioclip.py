@@ -17,9 +17,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_audioclip import AudioCLIPConfig
-from .modeling_base import AlignedPreTrainedModel
 from .modeling_clip_resnet import AudioCLIPVisionModel, AudioCLIPVisionOutput
 from .modeling_esresnext import AudioCLIPAudioModel, AudioCLIPAudioOutput
+from .modeling_inference import InferenceSwitch
 
 MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = 1.0, 100.0
 
@@ -127,7 +127,7 @@ def _normalize(embeds: torch.Tensor) -> torch.Tensor:
     return embeds / embeds.norm(dim=-1, keepdim=True)
 
 
-class AudioCLIPModel(AlignedPreTrainedModel):
+class AudioCLIPModel(InferenceSwitch):
     """
     AudioCLIP: CLIP's ResNet-50 and text transformer, and ESResNeXt for audio.
 

@@ -22,9 +22,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ave_clip import AVEClipConfig
-from .modeling_base import AlignedPreTrainedModel
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
+from .modeling_inference import InferenceSwitch
 
 IGNORED_LABEL = -100
 # Frames or seconds per tower call in inference: larger chunks are slower per item on CPUs (memory bound).
@@ -304,7 +304,7 @@ class AVEClipCategoryHead(nn.Module):
         return self.classifier(self.dropout(hidden)), hidden
 
 
-class AVEClipPreTrainedModel(AlignedPreTrainedModel):
+class AVEClipPreTrainedModel(InferenceSwitch):
     """Weight initialisation and loading of AVE-CLIP models."""
 
     config: AVEClipConfig

@@ -18,7 +18,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_audioclip import AudioCLIPAudioConfig
-from .modeling_base import AlignedPreTrainedModel, RecomputableBatchNorm2d
+from .modeling_base import RecomputableBatchNorm2d
+from .modeling_inference import (
+    TERMS_AT_ONCE,
+    BlockedLinear,
+    FoldableTower,
+    FoldedConvolution,
+    few_at_a_time,
+    has_fused_convolutions,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -219,15 +227,20 @@ class AudioCLIPSpectrogram(nn.Module):
     def frames(self, waveform: torch.Tensor) -> torch.Tensor:
         """Scale int16-range samples to [-1, 1], pad with zeros and cut: `(B, S)` to `(B, N, L)`."""
         config = self.config
+        frames = self.padded(waveform).unfold(-1, config.win_length, config.hop_length)  # (B, N, W)
+        margin = config.n_fft - config.win_length
+        frames = frames * self.window.to(frames.dtype)
+        return nn.functional.pad(frames, (margin // 2, margin - margin // 2))  # (B, N, L)
+
+    @torch.no_grad()
+    def padded(self, waveform: torch.Tensor, before: int = 0, after: int = 0) -> torch.Tensor:
+        """Scale int16-range samples to [-1, 1] and pad them to whole frames, and by `before` and `after` more."""
+        config = self.config
         # The order of these operations decides over the noise in quiet bins: do not simplify.
         waveform = ((waveform - INT16_MIN) * 2) / INT16_RANGE + (-1)
         num_frames = num_frames_for(waveform.shape[-1], config.win_length, config.hop_length)
         padding = (num_frames - 1) * config.hop_length + config.win_length - waveform.shape[-1]
-        waveform = nn.functional.pad(waveform, (padding // 2, padding - padding // 2))
-        frames = waveform.unfold(-1, config.win_length, config.hop_length)  # (B, N, W)
-        margin = config.n_fft - config.win_length
-        frames = frames * self.window.to(frames.dtype)
-        return nn.functional.pad(frames, (margin // 2, margin - margin // 2))  # (B, N, L)
+        return nn.functional.pad(waveform, (padding // 2 + before, padding - padding // 2 + after))
 
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Three-channel decibel image of a waveform.
@@ -242,11 +255,48 @@ class AudioCLIPSpectrogram(nn.Module):
         """
         kernel = self.kernel(waveform.dtype)
         spectrum = nn.functional.linear(self.frames(waveform), kernel.flatten(0, 1))  # (B, N, 2 * K)
+        return self.decibels(spectrum), self.filter_loss(kernel)
+
+    def decibels(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Three-channel image `(B, 3, rows, N)` of a spectrum `(B, N, 2 * K)`."""
         real, imag = spectrum.transpose(1, 2).chunk(2, dim=1)  # (B, K, N)
         rows = self.config.num_image_rows
         power = (real.square() + imag.square())[:, : 3 * rows]
         power = torch.where(power <= 0, MIN_POWER, power)  # NaN stays NaN: it must not pass for silence
-        return 10 * torch.log10(power.unflatten(1, (3, rows))), self.filter_loss(kernel)
+        return 10 * torch.log10(power.unflatten(1, (3, rows)))
+
+
+class FoldedSpectrogram:
+    """The spectrogram with its filters laid out for oneDNN; a call equals [`AudioCLIPSpectrogram`]'s up to rounding.
+
+    Where the fused kernels are lacking (on GPUs, in float64) the spectrogram itself answers.
+    """
+
+    def __init__(self, spectrogram: AudioCLIPSpectrogram) -> None:
+        self.spectrogram = spectrogram
+        self.filters = None
+        if has_fused_convolutions(spectrogram.m.device, spectrogram.m.dtype):
+            self._lay_out(spectrogram.config)
+
+    def _lay_out(self, config: AudioCLIPAudioConfig) -> None:
+        kernel = self.spectrogram.kernel(torch.float32).detach()
+        start = (config.n_fft - config.win_length) // 2  # of the samples in a padded frame
+        self.loss = self.spectrogram.filter_loss(kernel)
+        self.filters = BlockedLinear(kernel.flatten(0, 1), start, start + config.win_length)
+        self.before, self.after = start - self.filters.start, self.filters.end - start - config.win_length
+        window = nn.functional.pad(self.spectrogram.window.float(), (self.before, self.after))
+        self.window = window.view(-1, 1, 1, TERMS_AT_ONCE)  # (runs, 1, 1, terms)
+
+    def __call__(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and filter loss of a waveform `(B, S)`."""
+        if self.filters is None or waveform.dtype != torch.float32:
+            return self.spectrogram(waveform)
+        samples = self.spectrogram.padded(waveform, self.before, self.after)
+        frames = samples.unfold(-1, self.window.numel(), self.spectrogram.config.hop_length)
+        frames = frames.unflatten(-1, (-1, TERMS_AT_ONCE)).permute(2, 0, 1, 3)  # (runs, B, N, terms)
+        runs = torch.mul(frames, self.window, out=frames.new_empty(frames.shape))
+        spectrum = self.filters(runs.flatten(1, 2)).unflatten(0, runs.shape[1:3])  # (B, N, 2 * K)
+        return self.spectrogram.decibels(spectrum), self.loss
 
 
 class AudioCLIPAudioBottleneck(GradientCheckpointingLayer):
@@ -302,7 +352,84 @@ class AudioCLIPAudioStageGate(AudioCLIPAudioGate):
     """Gate of a stage; a class of its own so that its output can be recorded as a hidden state."""
 
 
-class AudioCLIPAudioModel(AlignedPreTrainedModel):
+class FoldedAudioBottleneck(nn.Module):
+    """[`AudioCLIPAudioBottleneck`] for inference. Overwrites its input where that is the shortcut."""
+
+    def __init__(self, block: AudioCLIPAudioBottleneck, dtype: torch.dtype, fused: bool) -> None:
+        super().__init__()
+        self.conv1 = FoldedConvolution(block.conv1, block.bn1, dtype, fused)
+        self.conv2 = FoldedConvolution(block.conv2, block.bn2, dtype, fused)
+        self.conv3 = FoldedConvolution(block.conv3, block.bn3, dtype, fused)
+        self.downsample = None if block.downsample is None else FoldedConvolution(*block.downsample, dtype, fused)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        shortcut = hidden_states if self.downsample is None else self.downsample(hidden_states)
+        hidden_states = self.conv2(self.conv1(hidden_states, "relu"), "relu")
+        return self.conv3.add_relu(hidden_states, shortcut)
+
+
+class FoldedAudioGate(nn.Module):
+    """[`AudioCLIPAudioGate.gate`] for inference."""
+
+    def __init__(self, gate: AudioCLIPAudioGate, dtype: torch.dtype, fused: bool) -> None:
+        super().__init__()
+        self.conv_depth = FoldedConvolution(gate.conv_depth, None, dtype, fused)
+        self.conv_point = FoldedConvolution(gate.conv_point, gate.bn, dtype, fused)
+
+    def forward(self, stage_input: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if stage_input.shape[-2:] != size:
+            stage_input = nn.functional.adaptive_max_pool2d(stage_input, size)
+        return self.conv_point(self.conv_depth(stage_input), "sigmoid")
+
+
+class FoldedAudioTrunk(nn.Module):
+    """Everything between spectrogram and last projection, for inference."""
+
+    def __init__(self, model: "AudioCLIPAudioModel", dtype: torch.dtype, fused: bool) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.stem = FoldedConvolution(model.conv1, model.bn1, dtype, fused)
+        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+        gates = (model.att1, model.att2, model.att3, model.att4, model.att5)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(FoldedAudioBottleneck(block, dtype, fused) for block in stage)) for stage in stages
+        )
+        self.gates = nn.ModuleList(FoldedAudioGate(gate, dtype, fused) for gate in gates)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map the image `(B, 3, rows, N)` to the pooled vectors `(B, H)` and the last feature map."""
+        image = image.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        stage_input = nn.functional.max_pool2d(self.stem(image, "relu"), 3, stride=2, padding=1)
+        for stage, gate in zip(self.stages, self.gates):
+            output = stage(stage_input)  # each stage's first block has a shortcut of its own: the input stays whole
+            stage_input = output.mul_(gate(stage_input, output.shape[-2:]))
+        pooled = stage_input.mean(dim=(2, 3), keepdim=True) * self.gates[-1](stage_input, (1, 1))
+        return pooled.flatten(1), stage_input
+
+
+class FoldedAudioTower(nn.Module):
+    """What [`AudioCLIPAudioModel`] answers from once `optimize_for_inference` was called."""
+
+    def __init__(self, model: "AudioCLIPAudioModel", dtype: torch.dtype, fused: bool) -> None:
+        super().__init__()
+        self.spectrogram = FoldedSpectrogram(model.fbsp)
+        self.trunk = FoldedAudioTrunk(model, dtype, fused)
+
+    def compile_convolutions(self) -> None:
+        """Compile all but the spectrogram, whose sums must not be reordered."""
+        self.trunk.compile(options={"freezing": True})
+
+    def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pooled vectors `(B, H)`, last feature map and filter loss of a waveform `(B, S)`."""
+        parts = []
+        for part in few_at_a_time(waveform):
+            image, loss = self.spectrogram(part)
+            parts.append(self.trunk(image))
+        pooled, feature_map = (torch.cat(results) for results in zip(*parts))
+        return pooled, feature_map, loss
+
+
+class AudioCLIPAudioModel(FoldableTower):
     """
     ESResNeXt-50 on a learned fbsp spectrogram.
 
@@ -392,6 +519,15 @@ class AudioCLIPAudioModel(AlignedPreTrainedModel):
                 looked at on the CPU only, and not in compiled code; elsewhere NaN gives NaN embeddings.
         """
         waveform, num_channels = self._flat_waveform(input_values)  # (B * A, S)
+        folded = self._folded(waveform, **kwargs)
+        pooled, feature_map, loss_ttf = self._pooled(waveform) if folded is None else folded(waveform)
+        dtype = self.conv1.weight.dtype
+        pooled = pooled.to(dtype).unflatten(0, (-1, num_channels)).sum(dim=1)  # (B, H)
+        return AudioCLIPAudioOutput(
+            audio_embeds=self.fc(pooled), loss_ttf=loss_ttf, last_hidden_state=feature_map.to(dtype)
+        )
+
+    def _pooled(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.autocast(device_type=waveform.device.type, enabled=False):
             image, loss_ttf = self.fbsp(waveform)  # (B * A, 3, rows, N)
         stage_input = self.maxpool(self.relu(self.bn1(self.conv1(image.to(self.conv1.weight.dtype)))))
@@ -399,8 +535,10 @@ class AudioCLIPAudioModel(AlignedPreTrainedModel):
             layer, gate = getattr(self, f"layer{index}"), getattr(self, f"att{index}")
             stage_input = gate(stage_input, layer(stage_input))
         pooled = (self.avgpool(stage_input) * self.att5.gate(stage_input, (1, 1))).flatten(1)  # (B * A, H)
-        pooled = pooled.unflatten(0, (-1, num_channels)).sum(dim=1)  # (B, H)
-        return AudioCLIPAudioOutput(audio_embeds=self.fc(pooled), loss_ttf=loss_ttf, last_hidden_state=stage_input)
+        return pooled, stage_input, loss_ttf
+
+    def _fold(self, dtype: torch.dtype, fused: bool) -> FoldedAudioTower:
+        return FoldedAudioTower(self, dtype, fused)
 
     def _flat_waveform(self, input_values: torch.Tensor | None) -> tuple[torch.Tensor, int]:
         if input_values is None:
