@@ -200,9 +200,9 @@ def test_a_clip_that_cannot_be_read_is_listed_and_counts_nowhere(script, work, t
 
 def test_two_processes_with_uneven_shares_measure_what_one_does(script, work, tmp_path):
     alone = script.main(arguments(work, "--output", tmp_path / "one.json", "--batch_size", "2"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", SCRIPT]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
     command += arguments(work, "--output", tmp_path / "two.json", "--batch_size", "2")
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     written = json.loads((tmp_path / "two.json").read_text())
     assert written["num_processes"] == 2
