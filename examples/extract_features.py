@@ -71,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="AudioCLIP, or a localizer: folder or Hub id.")
     parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
     parser.add_argument("--output_dir", required=True, help="Gets one folder per split; one run at a time.")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="All that the data set has, by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16)
     parser.add_argument("--segment_seconds", type=float, default=1.0)
     parser.add_argument("--visual_feature_type", choices=("dense", "layer4", "pooled"), default="dense")
@@ -128,7 +128,7 @@ def build_encoder(args: argparse.Namespace):
     """A localizer that holds the towers, its processor, and what the manifest says about the model."""
     encoder = load_encoder(args.model)
     config = audioclip_config(encoder)
-    categories = load_ave(args.data_dir, split=args.splits[0]).features["category"].names
+    categories = next(iter(load_ave(args.data_dir).values())).features["category"].names
     overrides = {"visual_feature_type": args.visual_feature_type}
     localizer = build_localizer(encoder, labels_with_background(categories), overrides)
     extractor = load_feature_extractor(args.model, config)
@@ -169,9 +169,12 @@ def describe_tools(processor) -> dict:
 
 def open_splits(args: argparse.Namespace, settings: dict, processor) -> dict[str, tuple[FeatureWriter, ClipReader]]:
     """The writer of each split, and the reader of its clips: frames stay whole numbers until they are encoded."""
-    splits = {}
-    for split in args.splits:
-        examples = load_ave(args.data_dir, split=f"{split}[:{args.max_clips}]" if args.max_clips else split)
+    data, splits = load_ave(args.data_dir), {}
+    lacking = [split for split in args.splits or () if split not in data]
+    if lacking:
+        raise ValueError(f"{args.data_dir} has the splits {sorted(data)}, but --splits asks for {lacking}, too.")
+    for split in args.splits or (split for split in SPLITS if split in data):
+        examples = data[split].select(range(min(len(data[split]), args.max_clips or len(data[split]))))
         clips = {example["row"]: clips_fingerprint([example]) for example in examples}
         folder = Path(args.output_dir) / split
         writer = FeatureWriter(folder, settings, clips, args.rows_per_shard, describe_tools(processor))

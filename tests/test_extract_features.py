@@ -349,6 +349,17 @@ def test_a_size_below_one_is_refused(script, option, capsys):
     assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
 
 
+def test_a_split_that_the_data_set_lacks_is_named(script, work, tmp_path):
+    data = copy_clips(work, tmp_path / "clips")
+    (data / "valSet.txt").unlink()
+    out = tmp_path / "out"
+    message = r"has the splits \['test', 'train'\], but --splits asks for \['validation'\]"
+    with pytest.raises(ValueError, match=message):
+        script.main(arguments(work, out, "--data_dir", data, "--splits", "validation", "test"))
+    assert set(script.main(arguments(work, out, "--data_dir", data, "--max_clips", "1"))) == {"train", "test"}
+    assert len(FeatureStore(out / "train")) == 1
+
+
 def test_frames_travel_as_bytes(script, work):
     args = script.parse_args(arguments(work, work / "unused"))
     localizer, processor, _ = script.build_encoder(args)

@@ -335,6 +335,8 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
 
 def test_a_shard_is_an_ordinary_safetensors_file(tmp_path):
     writer = fill(tmp_path)
+    (tmp_path / "ordinary").touch()
+    assert writer.path(0).stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     tensors = load_file(writer.path(0))
     assert sorted(tensors) == ["audio_features", "image_features", "labels", "rows", "segment_mask"]
     assert tensors["image_features"].shape == (2, 3, 4, 6)

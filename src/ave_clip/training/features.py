@@ -175,7 +175,7 @@ class FeatureWriter:
         try:
             with atomic_file(self.path(shard)) as partial:
                 save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(content)})
-                _flush(partial)
+                _finish_file(partial)
         except (OSError, SafetensorError) as error:
             size = sum(tensor.nbytes for tensor in tensors.values())
             raise self._no_room(self.path(shard), size, error) from error
@@ -445,7 +445,13 @@ def _shard_rows(path: Path) -> tuple[list[int], int]:
         return shard.get_tensor("rows").tolist(), int(labelled.sum())
 
 
-def _flush(path: Path) -> None:
-    """Have the file on the disk before it gets its name, so that a power cut leaves no empty shard."""
+def _finish_file(path: Path) -> None:
+    """Give a file of safetensors, which only its owner may read, the usual permissions, and have it on the disk.
+
+    Without the latter, a power cut right after the renaming could leave an empty shard.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
