@@ -250,3 +250,52 @@ def test_eight_gigabytes_of_features_are_read_with_little_memory(ave, tmp_path):
         total = sum(batch["image_features"].sum().item() for batch in loader)
     assert total == 1.5 * 7 * 7 * 512
     assert peak.megabytes < 200
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Features with label tables and orders only: 5 rows, 3 classes and background, 4 segments."""
+    draw = np.random.default_rng(0)
+    write_array(tmp_path / "audio_feature.h5", draw.normal(size=(5, 4, 2)))
+    write_array(tmp_path / "visual_feature.h5", draw.normal(size=(5, 4, 1, 2, 3)))
+    labels = np.array([[0, 0, 3, 3], [3, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3], [3, 3, 0, 3]])
+    write_array(tmp_path / "labels.h5", np.eye(4)[labels])
+    write_orders(tmp_path, {"train": [4, 0, 3], "validation": [1], "test": [2]})
+    return tmp_path
+
+
+def test_label_tables_and_orders_do_without_annotations(tables):
+    splits = load_ave_features(tables, num_segments=4)
+    assert {split: [row["row"] for row in part] for split, part in splits.items()} == {
+        "train": [4, 0, 3],
+        "validation": [1],
+        "test": [2],
+    }
+    assert splits["train"].labels == [(3, 3, 0, 3), (0, 0, 3, 3), (3, 3, 3, 3)]
+    assert [row["video_label"].item() for row in splits["train"]] == [0, 0, 3]
+    assert splits["train"].categories == ("class 0", "class 1", "class 2")
+    (tables / "categories.txt").write_text("bark\nbell\ncat\n")
+    write_array(tables / "mil_labels.h5", np.eye(4)[[0, 1, 2, 2, 0]])
+    named = load_ave_features(tables, "train", num_segments=4, name="weak")
+    assert named.categories == ("bark", "bell", "cat")
+    assert [row["video_label"].item() for row in named] == [0, 0, 2]
+
+
+def test_label_tables_that_cannot_be_used_are_refused(tables):
+    with pytest.raises(H5FileError, match="labels of 4 segments, but the features have 10"):
+        load_ave_features(tables)
+    (tables / "categories.txt").write_text("bark\nbell\n")
+    with pytest.raises(H5FileError, match=r"names 2 event classes, wanted 3"):
+        load_ave_features(tables, num_segments=4)
+    (tables / "categories.txt").unlink()
+    write_array(tables / "labels.h5", np.ones((5, 4, 4)))
+    with pytest.raises(H5FileError, match=r"not one-hot at \[0, 0\]"):
+        load_ave_features(tables, num_segments=4)
+    write_array(tables / "labels.h5", np.ones((5, 4)))
+    with pytest.raises(H5FileError, match="wanted 3 dimensions"):
+        load_ave_features(tables, num_segments=4)
+    write_array(tables / "labels.h5", np.eye(4)[np.zeros((5, 4), dtype=int)])
+    for path in tables.glob("*_order.h5"):
+        path.unlink()
+    with pytest.raises(H5FileError, match=r"holds none of train_order\.h5"):
+        load_ave_features(tables, num_segments=4)

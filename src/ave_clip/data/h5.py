@@ -158,7 +158,8 @@ def load_ave_features(
         name (`str`): The configuration, as for [`load_ave`]. With "weak" the background samples of
             `audio_feature_noisy.h5` and `visual_feature_noisy.h5`, where both are there, join the train split.
         annotations_dir (`str` or `os.PathLike`, *optional*): Folder or zip of `Annotations.txt` and the splits;
-            `features_dir` by default.
+            `features_dir` by default. Where there are none, `labels.h5` (or `right_labels.h5`) and the order files
+            count, with names from `categories.txt`.
         num_segments (`int`): Length of a clip in seconds.
         audio_file (`str`), visual_file (`str`): Names of the feature files, such as `visual_feature_vec.h5`.
 
@@ -170,12 +171,16 @@ def load_ave_features(
         H5FileError: if a file is damaged, or its shape does not fit the annotations.
         ValueError: if the annotation files cannot be used, or there is no such split.
     """
+    from .label_tables import has_label_tables_only, read_label_tables
     from .source import CONFIGURATIONS, read_source, warn_of_test_rows
 
     if name not in CONFIGURATIONS:
         raise ValueError(f"Got name={name!r}, wanted one of {list(CONFIGURATIONS)}.")
     folder = Path(features_dir)
-    source = read_source(annotations_dir or folder, num_segments, name == "cross_modality")
+    if annotations_dir is None and name != "cross_modality" and has_label_tables_only(folder):
+        source = read_label_tables(folder, num_segments)
+    else:
+        source = read_source(annotations_dir or folder, num_segments, name == "cross_modality")
     if name == "cross_modality":
         warn_of_test_rows(source)
     shape = (len(source.annotations), num_segments)
