@@ -2,18 +2,27 @@
 
     python examples/train_tiny.py --output_dir ave-clip-tiny
 
+The localizer is trained with `--seeds` seeds on the same towers; the checkpoint is that of the first one, whatever the
+others reach. All of them are measured on fresh clips of a seed that nothing else uses, from mp4 files to events.
+
 What it writes: the localizer with its processor, ready for `from_pretrained`, and `results.json`: the settings, the
-measures on validation and test clips, and those of the same network with one modality blanked. Everything else goes to
-`--work_dir` and can be deleted afterwards; the clips, stage 1 and features that stand there are not made again.
+measures on validation and test clips, those of each seed on the fresh clips with mean and deviation, and those of the
+same network with one modality blanked. `--results_dir` gets what the model card is made from: `NAME.json` and, for
+each seed, `NAME-fresh-seedN.json`. Everything else goes to `--work_dir`, into a folder for the clips and seed asked
+for, and can be deleted afterwards. A run that was killed goes on from there.
 """
 
 import argparse
 import json
 import logging
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import evaluate_localizer
 import extract_features
@@ -21,32 +30,63 @@ import finetune_audioclip
 import train_localizer
 
 from ave_clip.data import generate_synthetic_ave
+from ave_clip.data.synthetic import GENERATOR_VERSION, METADATA_FILE
 from ave_clip.training.arguments import add_run_arguments, describe_run, parse_arguments, write_json
+from ave_clip.training.cards import FRESH_SEED
+from ave_clip.training.metrics import summarize_runs
 
 logger = logging.getLogger("train_tiny")
 CONFIGS = Path(__file__).parent / "configs" / "tiny"
+SPLITS = (1500 / 1900, 200 / 1900, 200 / 1900)
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, help="Where the finished checkpoint goes.")
     parser.add_argument("--work_dir", help="Clips, features and stage 1; OUTPUT_DIR-work by default.")
+    parser.add_argument("--results_dir", help="Results for the model card; OUTPUT_DIR/results by default.")
+    parser.add_argument("--seeds", type=int, default=3, help="Localizers, from --seed upwards; the first is kept.")
     parser.add_argument("--num_videos", type=int, default=1900, help="Synthetic clips, over all splits.")
-    parser.add_argument("--data_seed", type=int, default=0, help="Seed of the clips.")
+    parser.add_argument("--num_fresh", type=int, default=200, help=f"Clips of seed {FRESH_SEED} to measure on.")
+    parser.add_argument("--data_seed", type=int, default=0, help="Seed of the clips to train on.")
     parser.add_argument(
         "--controls", action=argparse.BooleanOptionalAction, default=True, help="Also blank one modality."
     )
     parser.add_argument("--max_steps", type=int, help="Of each epoch of both trainings, for a trial.")
     parser.add_argument("--num_epochs", type=int, help="Of both trainings, for a trial.")
     add_run_arguments(parser)
-    return parse_arguments(parser, argv)
+    args = parse_arguments(parser, argv)
+    for name in ("seeds", "num_videos", "num_fresh"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.data_seed == FRESH_SEED:
+        parser.error(f"--data_seed {FRESH_SEED} is the seed of the fresh clips: take another one")
+    return args
 
 
-def make_clips(args: argparse.Namespace, folder: Path) -> None:
-    """Render the synthetic clips, unless they stand."""
+def work_folder(args: argparse.Namespace) -> Path:
+    """Where everything of these clips and this seed goes; another choice has another folder."""
+    work = Path(args.work_dir or f"{args.output_dir}-work")
+    return work / f"clips-{args.num_videos}-seed-{args.data_seed}-training-seed-{args.seed}"
+
+
+def make_clips(folder: Path, num_videos: int, seed: int, splits: Sequence[float]) -> None:
+    """Render synthetic clips, unless they stand.
+
+    Raises:
+        ValueError: where other clips stand there.
+    """
     if not folder.exists():
-        splits = (1500 / 1900, 200 / 1900, 200 / 1900)
-        generate_synthetic_ave(folder, num_videos=args.num_videos, seed=args.data_seed, splits=splits)
+        generate_synthetic_ave(folder, num_videos=num_videos, seed=seed, splits=splits)
+    found = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+    facts = (sum(found["num_videos"].values()), found["seed"], found["generator_version"])
+    if facts != (num_videos, seed, GENERATOR_VERSION):
+        raise ValueError(
+            f"{folder} holds {facts[0]} clips of seed {facts[1]}, made by version {facts[2]} of the generator, but "
+            f"{num_videos} of seed {seed} by version {GENERATOR_VERSION} were asked for. Delete it, or pass another "
+            "--work_dir."
+        )
 
 
 def stage_arguments(args: argparse.Namespace, stage: int, **values: object) -> list[str]:
@@ -56,52 +96,103 @@ def stage_arguments(args: argparse.Namespace, stage: int, **values: object) -> l
         values |= {"max_steps": args.max_steps, "num_epochs": args.num_epochs}
     pairs = [(f"--{name}", str(value)) for name, value in values.items() if value is not None]
     arguments = ["--config", str(CONFIGS / f"stage{stage}.yaml"), *(text for pair in pairs for text in pair)]
-    return [*arguments, "--cpu"] if args.cpu else arguments
+    return [*arguments, "--resume", *(["--cpu"] if args.cpu else [])]
 
 
-def train(args: argparse.Namespace, work: Path, seconds: dict[str, float]) -> dict[str, dict]:
-    """All stages in order; `seconds` gets the time of each. Returns the results by name."""
+@contextmanager
+def called_as(script: ModuleType) -> Iterator[None]:
+    """Name a script as the command, so that its results file states a command that repeats it."""
+    own = sys.argv[0]
+    sys.argv[0] = f"examples/{Path(script.__file__).name}"
+    try:
+        yield
+    finally:
+        sys.argv[0] = own
 
-    def timed(name: str, run, *arguments):
+
+class Stages:
+    """Runs scripts one after the other and notes how long each took.
+
+    Attributes:
+        seconds (`dict[str, float]`): By name of the step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, script: ModuleType, arguments: Sequence[str]) -> Any:
+        """Call a script's `main`; returns its result."""
         started = time.perf_counter()
-        result = run(*arguments)
-        seconds[name] = round(time.perf_counter() - started, 1)
-        logger.info("%s took %.0f s", name, seconds[name])
+        with called_as(script):
+            result = script.main(arguments)
+        self.note(name, started)
         return result
 
+    def note(self, name: str, started: float) -> None:
+        """Note the time since `started`."""
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        logger.info("%s took %.0f s", name, self.seconds[name])
+
+
+def train(args: argparse.Namespace, work: Path, stages: Stages) -> dict[str, Any]:
+    """All clips and stages in order; returns results by name."""
     clips, stage1, features = work / "clips", work / "stage1", work / "features"
+    started = time.perf_counter()
+    make_clips(clips, args.num_videos, args.data_seed, SPLITS)
+    stages.note("clips", started)
+    folders = {"data_dir": clips, "output_dir": stage1, "cache_dir": work / "decoded"}
+    arguments = stage_arguments(args, 1, model=CONFIGS / "audioclip.json", **folders)
+    stages.run("stage1", finetune_audioclip, arguments)
+    results = {"stage1": json.loads((stage1 / "results.json").read_text(encoding="utf-8"))["history"]}
+    arguments = stage_arguments(args, 2, model=stage1, data_dir=clips, output_dir=features)
+    stages.run("stage2", extract_features, arguments)
     localizer = {"model": stage1, "features_dir": features}
-    timed("clips", make_clips, args, clips)
-    if not (stage1 / "results.json").exists():
-        folders = {"data_dir": clips, "output_dir": stage1, "cache_dir": work / "decoded"}
-        arguments = stage_arguments(args, 1, model=CONFIGS / "audioclip.json", **folders)
-        timed("stage1", finetune_audioclip.main, arguments)
-    results = {"stage1": json.loads((stage1 / "results.json").read_text())["history"]}
-    timed("stage2", extract_features.main, stage_arguments(args, 2, model=stage1, data_dir=clips, output_dir=features))
-    arguments = stage_arguments(args, 3, **localizer, output_dir=work / "localizer")
-    results["stage3"] = timed("stage3", train_localizer.main, arguments)
+    for seed in range(args.seed, args.seed + args.seeds):
+        name = "stage3" if seed == args.seed else f"stage3_seed{seed}"
+        arguments = stage_arguments(args, 3, **localizer, seed=seed, output_dir=work / f"localizer-seed{seed}")
+        results[name] = stages.run(name, train_localizer, arguments)
     for blanked in ("audio", "video") if args.controls else ():
         arguments = stage_arguments(args, 3, **localizer, output_dir=work / f"no-{blanked}", blank_modality=blanked)
-        results[f"no_{blanked}"] = timed(f"no_{blanked}", train_localizer.main, arguments)
-    common = ["--num_workers", str(args.num_workers), *(["--cpu"] if args.cpu else [])]
-    arguments = ["--model", str(work / "localizer"), "--data_dir", str(clips), "--split", "test", *common]
-    arguments += ["--output", str(work / "evaluation-test.json")]
-    results["test"] = timed("test", evaluate_localizer.main, arguments)
+        results[f"no_{blanked}"] = stages.run(f"no_{blanked}", train_localizer, arguments)
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
+def measure(args: argparse.Namespace, work: Path, stages: Stages, results_dir: Path) -> dict[str, Any]:
+    """Measure the kept localizer on its test clips, and each seed's on the fresh clips."""
+    common = ["--num_workers", str(args.num_workers), *(["--cpu"] if args.cpu else [])]
+
+    def evaluate(name: str, seed: int, clips: Path, output: Path) -> dict[str, dict]:
+        arguments = ["--model", str(work / f"localizer-seed{seed}"), "--data_dir", str(clips), "--split", "test"]
+        return stages.run(name, evaluate_localizer, [*arguments, "--output", str(output), *common])
+
+    results = {"test": evaluate("test", args.seed, work / "clips", work / "evaluation-test.json")}
+    fresh = work.parent / f"fresh-{args.num_fresh}"
+    started = time.perf_counter()
+    make_clips(fresh, args.num_fresh, FRESH_SEED, (0, 0, 1))
+    stages.note("fresh_clips", started)
+    model_name = Path(args.output_dir).resolve().name
+    results_dir.mkdir(parents=True, exist_ok=True)
+    seeds = {
+        seed: evaluate(f"fresh_seed{seed}", seed, fresh, results_dir / f"{model_name}-fresh-seed{seed}.json")
+        for seed in range(args.seed, args.seed + args.seeds)
+    }
+    decoders = next(iter(seeds.values()))
+    summary = {decoder: summarize_runs([one[decoder] for one in seeds.values()]) for decoder in decoders}
+    return {**results, "fresh": seeds, "fresh_summary": {"count": len(seeds), "metrics": summary}}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    work = Path(args.work_dir or f"{args.output_dir}-work")
-    seconds: dict[str, float] = {}
-    results = train(args, work, seconds)
-    output = Path(args.output_dir)
+    work, output, stages = work_folder(args), Path(args.output_dir), Stages()
+    results_dir = Path(args.results_dir or output / "results")
+    results = {**train(args, work, stages), **measure(args, work, stages, results_dir)}
     output.mkdir(parents=True, exist_ok=True)
-    for path in (work / "localizer").iterdir():
-        if path.name in ("config.json", "model.safetensors", "processor_config.json"):
-            shutil.copyfile(path, output / path.name)
-    write_json(output / "results.json", {"seconds": seconds, "results": results, **describe_run(args, argv)})
+    for name in CHECKPOINT_FILES:
+        shutil.copyfile(work / f"localizer-seed{args.seed}" / name, output / name)
+    content = {"seconds": stages.seconds, "results": results, **describe_run(args, argv)}
+    write_json(output / "results.json", content)
+    write_json(results_dir / f"{output.resolve().name}.json", content)
     return results
 
 
