@@ -231,8 +231,8 @@ def summary_rows(summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
     """
     rows = []
     for setting, summary in summaries.items():
-        spread = [summary[measure] for measure in COLUMNS]
-        cells = [f"{_percent(value['mean'])} ± {_percent(value['deviation'])}" for value in spread]
+        spread = [(summary[measure]["mean"], summary[measure]["deviation"]) for measure in COLUMNS]
+        cells = ["" if np.isnan(mean) else f"{_percent(mean)} ± {_percent(deviation)}" for mean, deviation in spread]
         rows.append(["mean ± deviation", setting, cells[0], "", *cells[1:]])
     return rows
 
