@@ -73,6 +73,7 @@ class Theme(StrEnum):
 
 class ExportFormat(StrEnum):
     hub = "hub"
+    onnx = "onnx"
 
 
 @dataclass
@@ -436,7 +437,8 @@ def export(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a localizer or an AudioCLIP.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     format: Annotated[
-        ExportFormat, typer.Option(help="hub: with its code, for people who do not have ave-clip.")
+        ExportFormat,
+        typer.Option(help="hub: with its code, for people who do not have ave-clip; onnx: graphs for ONNX runtimes."),
     ] = ExportFormat.hub,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
     push_to_hub: Annotated[
@@ -446,6 +448,8 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
 ) -> None:
     """Write a checkpoint in a form that works without this package."""
+    if push_to_hub is not None and format is not ExportFormat.hub:
+        raise typer.BadParameter("--push-to-hub goes with --format hub.")
     try:
         EXPORTERS[format](model, out, overwrite, push_to_hub)
         say(f"wrote {out}")
@@ -453,7 +457,7 @@ def export(
             from .training.hub import push_folder
 
             typer.echo(push_folder(out, push_to_hub, private=private, revision=revision))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         say(str(error).replace("overwrite=True", "--overwrite"))
         raise typer.Exit(1) from None
 
@@ -464,7 +468,16 @@ def _export_hub(model: str, out: Path, overwrite: bool, repo_id: str | None) -> 
     export_for_hub(model, out, repo_id=repo_id, overwrite=overwrite)
 
 
-EXPORTERS: Mapping[ExportFormat, Callable[[str, Path, bool, str | None], None]] = {ExportFormat.hub: _export_hub}
+def _export_onnx(model: str, out: Path, overwrite: bool, repo_id: str | None) -> None:
+    from .onnx_export import export_onnx
+
+    export_onnx(model, out, overwrite=overwrite)
+
+
+EXPORTERS: Mapping[ExportFormat, Callable[[str, Path, bool, str | None], None]] = {
+    ExportFormat.hub: _export_hub,
+    ExportFormat.onnx: _export_onnx,
+}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ PARTS_OF_NAMES = [
     r"```bibtex.*?```",
     r"(?i)apache-2\.0",
     r"F1|R@\d+|f1",
-    r"\(tIoU 0\.5\)",
+    r"\(tIoU 0\.\d( to 0\.9)?\)",
     r"95 % confidence",
     r"ESC-50|UrbanSound8K|VGG19",
     r"Table \d",
@@ -179,6 +179,22 @@ def test_the_sizes_of_the_full_models_are_those_of_the_code():
     for name, model in models.items():
         count = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
         assert json.loads((RESULTS / f"{name}.json").read_text())["num_values"] == count
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        (1, ["learning_rate", "weight_decay", "batch_size", "num_epochs"]),
+        (2, ["num_frames_per_segment"]),
+        (3, ["learning_rate", "batch_size", "num_epochs", "max_grad_norm"]),
+    ],
+)
+def test_the_recipe_says_what_its_configuration_files_say(stage, names):
+    recipe = json.loads((RESULTS / "ave-clip.json").read_text(encoding="utf-8"))
+    path = f"examples/configs/ave/stage{stage}.yaml"
+    assert any(path in command for command in recipe["commands"])
+    settings = yaml.safe_load((CARDS.parent / path).read_text(encoding="utf-8"))
+    assert {float(settings[name]) for name in names} <= numbers_in(recipe["stages"][stage - 1]["text"])
 
 
 def test_the_summary_is_mean_and_deviation_over_the_seeds():

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..configuration_audioclip import AudioCLIPConfig
 from ..configuration_ave_clip import AVEClipConfig
 from ..files import atomic_file
 from ..registration import DEFAULT_CHECKPOINT
+from .metrics import summarize_runs
 
 TEMPLATES = Path(__file__).parents[1] / "assets" / "cards"
 MAIN_DECODER = "merge"
@@ -35,7 +35,8 @@ MEASURES = {
     "event_precision": "event precision",
     "event_recall": "event recall",
     "event_f1": "event F1 (tIoU 0.5)",
-    "event_map": "event mAP",
+    "event_map": "event mAP (tIoU 0.5 to 0.9)",
+    "event_map_wide": "event mAP (tIoU 0.1 to 0.9)",
     "video_accuracy": "video accuracy",
 }
 DECODER_COLUMNS = ("segment_accuracy", "background_recall", "event_f1")
@@ -251,16 +252,13 @@ def summarize_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and sample deviation of every measure over runs that differ in their seed.
 
     Args:
-        results (`Sequence[Mapping[str, Any]]`): At least two contents of `evaluate_localizer.py`'s file.
+        results (`Sequence[Mapping[str, Any]]`): Contents of `evaluate_localizer.py`'s file, at least two.
 
     Returns:
         `dict[str, Any]`: `"count"` and `"metrics"`, each measure's `mean` and `deviation`.
     """
     runs = [_main_metrics(next(iter(_splits(result).values()))) for result in results]
-    names = [name for name in _measures(runs[0]) if all(isinstance(run.get(name), float) for run in runs)]
-    values = {name: [run[name] for run in runs] for name in names}
-    metrics = {name: {"mean": statistics.fmean(v), "deviation": statistics.stdev(v)} for name, v in values.items()}
-    return {"count": len(runs), "metrics": metrics}
+    return {"count": len(runs), "metrics": summarize_runs(runs)}
 
 
 def project_cards(folder: str | os.PathLike) -> dict[str, str]:
@@ -521,7 +519,7 @@ def _weights(folder: str | os.PathLike) -> dict[str, Any]:
     from huggingface_hub import get_local_safetensors_metadata
 
     counts = get_local_safetensors_metadata(folder).parameter_count
-    num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    num_bytes = sum(path.stat().st_size for path in Path(folder).glob("model*.safetensors"))
     return {"num_values": sum(count for kind, count in counts.items() if "F" in kind), "num_bytes": num_bytes}
 
 
@@ -548,7 +546,7 @@ def _kind_of_data(categories: Iterable[str], dataset_name: str = "") -> str:
     from ..data.synthetic import SYNTHETIC_CATEGORIES
 
     names = set(categories)
-    if names == set(AVE_CATEGORIES) or (not names and dataset_name.upper() == "AVE"):
+    if names == set(AVE_CATEGORIES) or (not names and re.match(r"AVE\b|AVE_", dataset_name)):
         return "ave"
     if (names and names <= set(SYNTHETIC_CATEGORIES)) or (not names and "synthetic" in dataset_name.lower()):
         return "synthetic"
