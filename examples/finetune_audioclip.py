@@ -1,30 +1,44 @@
 """Stage 1: fine-tune AudioCLIP's image and audio towers so that a sound and a picture of one event come together.
 
 What it learns: InfoNCE of eq. 1, both ways, between one frame and one second of sound of the same event segment of the
-training split. Segments of one class (or video) do not count as each other's negatives.
+training split. Segments of one class (or video) do not count as each other's negatives; background segments of the
+same videos may join as further negatives.
 What it reads: AudioCLIP (a checkpoint, or a .json configuration to start from random weights) and videos in AVE's
 layout. Every clip is decoded once, into `--cache_dir`.
-What it writes: the best AudioCLIP by retrieval on the validation split, its feature extractor, and `results.json`.
+What it writes: the best AudioCLIP by retrieval on the validation split, its feature extractor, a model card, curves
+(`metrics.jsonl`) and `results.json`. A run that was killed goes on with `--resume`.
 
     accelerate launch examples/finetune_audioclip.py --model AudioCLIP --data_dir AVE_Dataset --output_dir stage1
     accelerate launch examples/finetune_audioclip.py --config examples/configs/tiny/stage1.yaml ...   # from scratch
+    torchrun --nproc_per_node 2 examples/finetune_audioclip.py --cpu ...   # the same run over two processes
+
+`--batch_size` counts all processes together, and so do the negatives: the curves do not depend on the number of
+processes. Where a batch does not fit, `--chunk_size` computes the same gradient with the memory of a chunk.
+AudioCLIP's own recipe: --train audio --optimizer sgd --learning_rate 5e-5 --weight_decay 5e-4 --schedule exponential.
 """
 
 import argparse
 import logging
 import math
+import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from ave_clip.data import load_ave
+from ave_clip.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
 from ave_clip.training.arguments import (
     add_run_arguments,
     build_accelerator,
@@ -32,16 +46,62 @@ from ave_clip.training.arguments import (
     parse_arguments,
     write_json,
 )
-from ave_clip.training.checkpoints import build_processor, load_audioclip, load_feature_extractor
+from ave_clip.training.cards import write_audioclip_card
+from ave_clip.training.checkpoints import (
+    build_processor,
+    load_audioclip,
+    load_feature_extractor,
+    towers_fingerprint,
+)
 from ave_clip.training.clips import build_clip_cache, normalize_frames
-from ave_clip.training.losses import FALSE_NEGATIVE_MASKS, audio_image_contrastive_loss, gather_with_gradient
+from ave_clip.training.gradients import UnscaledSpectrogram, backward_in_chunks, use_unscaled_spectrogram
+from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
+from ave_clip.training.losses import (
+    FALSE_NEGATIVE_MASKS,
+    audio_image_contrastive_loss,
+    gather_segments,
+    gather_with_gradient,
+)
 from ave_clip.training.metrics import retrieval_metrics
-from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds
+from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds, collate_pairs
+from ave_clip.training.run_state import STATE_FOLDER, RunState, RunStateError, add_resume_arguments, run_settings
+from ave_clip.training.sampling import GlobalBatchSampler
+from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("finetune_audioclip")
 
-# The text tower and its temperatures take no part; the learned spectrogram follows --train_spectrogram.
-UNUSED = r"text_model|logit_scale$|logit_scale_at$"
+# Names of the parameters that `--train` trains; the temperature has its own option. The text tower takes no part.
+TRAINED = {
+    "both": r"(vision|audio)_model\.",
+    "image": r"vision_model\.",
+    "audio": r"audio_model\.",
+    "heads": r"vision_model\.attnpool\.|audio_model\.fc\.",
+}
+TEMPERATURE = "logit_scale_ai"
+SELECTION = {"pair": r"(audio_to_image|image_to_audio)_r\d+", "class": r".*_class_r1"}
+
+
+@dataclass
+class Run:
+    """What the loops work with."""
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    model: torch.nn.Module
+    spectrogram: UnscaledSpectrogram
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    loaders: dict[str, DataLoader]
+    processor: Any
+    state: RunState
+
+    @property
+    def audioclip(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.args.output_dir)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,182 +112,392 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache_dir", help="Where decoded clips are kept; OUTPUT_DIR/cache by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=4, help="Frames of each segment to draw from.")
     parser.add_argument("--segment_seconds", type=float, default=1.0)
-    parser.add_argument("--num_epochs", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=64, help="Pairs per process.")
-    parser.add_argument("--learning_rate", type=float, default=1e-5)
-    parser.add_argument("--weight_decay", type=float, default=1e-4, help="Of weights with two dimensions or more.")
-    parser.add_argument("--warmup_share", type=float, default=0.05, help="Share of all steps; then cosine to zero.")
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
-    parser.add_argument("--patience", type=int, default=5, help="Stop after so many epochs without improvement.")
-    parser.add_argument("--false_negative_mask", choices=FALSE_NEGATIVE_MASKS, default="class")
-    parser.add_argument("--batch_norm", choices=("eval", "train"), default="eval", help="'train' when from scratch.")
-    parser.add_argument("--train_spectrogram", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--max_shift", type=float, default=0.0, help="Shift of the sound within its event, segments.")
-    parser.add_argument("--shift_pixels", type=int, default=0, help="Augmentation: largest shift of a picture.")
-    parser.add_argument("--picture_gain", type=float, default=0.0, help="Augmentation: contrast, brightness, colours.")
-    parser.add_argument("--sound_gain_db", type=float, default=0.0, help="Augmentation: largest change of loudness.")
-    parser.add_argument("--max_steps", type=int, help="Stop early, for a trial.")
-    add_run_arguments(parser)
-    return parse_arguments(parser, argv)
+    add_loss_arguments(parser)
+    add_training_arguments(parser)
+    add_augmentation_arguments(parser)
+    for add_arguments in (add_resume_arguments, add_tracking_arguments, add_hub_arguments, add_run_arguments):
+        add_arguments(parser)
+    args = parse_arguments(parser, argv)
+    check_arguments(args)
+    return args
 
 
-def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelerator) -> dict[str, DataLoader]:
-    """Decode both splits once and pair their event segments; the test split is not touched."""
-    folder = args.cache_dir or Path(args.output_dir) / "cache"
-    loaders = {}
-    for split in ("train", "validation"):
-        examples = load_ave(args.data_dir, split=split)
-        background = examples.features["category"].num_classes
-        if split == "train":
-            examples = leave_out_leaks(examples)
-        with accelerator.main_process_first():
-            cache = build_clip_cache(folder, examples, processor, args.num_workers)
-        is_train = split == "train"
-        pairs = SegmentPairs(cache, examples, background, is_train, args.max_shift, one_per_video=not is_train)
-        loaders[split] = DataLoader(pairs, args.batch_size, shuffle=is_train, drop_last=is_train)
-    if len(loaders["train"]) == 0:
+def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loss")
+    group.add_argument(
+        "--false_negative_mask", choices=FALSE_NEGATIVE_MASKS, default="class", help="What is no negative of its like."
+    )
+    group.add_argument(
+        "--background_negatives", action="store_true", help="Each pair brings a background segment of its video."
+    )
+    group.add_argument("--temperature", choices=("learned", "frozen"), default="learned", help="1/100 to 1 anyway.")
+    group.add_argument(
+        "--select_by",
+        choices=SELECTION,
+        default="pair",
+        help="Best epoch: by R@1 and R@5 of pairs, or R@1 of classes.",
+    )
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--train", choices=TRAINED, default="both", help="Which parts learn.")
+    group.add_argument(
+        "--train_spectrogram",
+        action=argparse.BooleanOptionalAction,
+        help="The fbsp parameters, too; by default unless they are untrained (order 0: their gradients are noise).",
+    )
+    group.add_argument("--batch_norm", choices=("eval", "train"), default="eval", help="'train' when from scratch.")
+    group.add_argument("--num_epochs", type=int, default=20)
+    group.add_argument(
+        "--batch_size", type=int, default=64, help="Pairs over all processes; a last smaller batch is left out."
+    )
+    group.add_argument("--chunk_size", type=int, help="Segments a process holds in memory at a time: same gradient.")
+    group.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="sgd: Nesterov, momentum 0.9.")
+    group.add_argument("--learning_rate", type=float, default=1e-5)
+    group.add_argument("--weight_decay", type=float, default=1e-4, help="Of weights with two dimensions or more.")
+    group.add_argument("--schedule", choices=("cosine", "exponential"), default="cosine", help="After the warm-up.")
+    group.add_argument("--gamma", type=float, default=0.96, help="Of the exponential schedule, per epoch.")
+    group.add_argument("--warmup_share", type=float, default=0.05, help="Share of all steps with a rising rate.")
+    group.add_argument("--max_grad_norm", type=float, default=1.0)
+    group.add_argument("--patience", type=int, default=5, help="Stop after so many epochs without improvement.")
+    group.add_argument("--max_steps", type=int, help="Of each epoch, for a trial.")
+
+
+def add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--max_shift", type=float, default=0.0, help="Shift of the sound within its event, segments.")
+    group.add_argument("--shift_pixels", type=int, default=0, help="Largest shift of a picture.")
+    group.add_argument("--picture_gain", type=float, default=0.0, help="Contrast, brightness, colours.")
+    group.add_argument("--sound_gain_db", type=float, default=0.0, help="Largest change of loudness.")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    if args.chunk_size is not None and args.batch_norm == "train":
         raise ValueError(
-            f"The training split has {len(loaders['train'].dataset)} event segments, fewer than one batch of "
-            f"{args.batch_size}. Lower --batch_size."
+            f"Got --chunk_size {args.chunk_size} with --batch_norm train: embeddings would depend on their chunk, and "
+            "the gradient would not be that of the batch. Pass --batch_norm eval, or leave --chunk_size out."
         )
-    return loaders
+    for name in ("num_epochs", "batch_size", "chunk_size", "save_steps", "max_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"Got --{name} {getattr(args, name)}: it must be at least 1.")
 
 
-def leave_out_leaks(examples):
-    """Leave out the training rows whose video also stands in another split."""
-    kept = [index for index, others in enumerate(examples["leaks_into"]) if not others]
-    if len(kept) < len(examples):
-        logger.info("Left out %d training rows whose video is also in another split.", len(examples) - len(kept))
-    return examples.select(kept)
+def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelerator) -> tuple[dict, dict]:
+    """Decode both splits once and pair their event segments; the test split is not touched.
+
+    Returns:
+        `(loaders, data)`: a loader for each split, each giving this process's share of the batches of all, and what
+        `results.json` says about the data.
+    """
+    folder = args.cache_dir or Path(args.output_dir) / "cache"
+    loaders, data = {}, {"left_out": {}, "num_pairs": {}, "clips": {}}
+    for split in ("train", "validation"):
+        is_train = split == "train"
+        with accelerator.main_process_first():
+            examples = load_ave(args.data_dir, split=split)
+            data["categories"] = examples.features["category"].names
+            examples, leaking = leave_out_leaks(examples) if is_train else (examples, [])
+            cache = build_clip_cache(folder, examples, processor, args.num_workers)
+        options = {
+            "seed": args.seed,
+            "is_random": is_train,
+            "max_shift": args.max_shift,
+            "one_per_video": not is_train,
+        }
+        negatives = is_train and args.background_negatives
+        pairs = SegmentPairs(cache, examples, len(data["categories"]), **options, background_negatives=negatives)
+        loaders[split] = build_dataloader(args, pairs, accelerator, is_train)
+        data["left_out"][split] = {"num_leaking": len(leaking), "leaking_rows": leaking, "unreadable": cache.failed}
+        data["num_pairs"][split], data["clips"][split] = len(pairs), cache.folder.name
+    return loaders, data
 
 
-def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, num_steps: int):
-    """AdamW; vectors and scalars (biases, norms, fbsp parameters, temperature) get no weight decay."""
+def leave_out_leaks(examples) -> tuple[Any, list[int]]:
+    """Leave out the training rows whose video also stands in another split; returns the rest and their numbers."""
+    leaks = examples["leaks_into"]
+    leaking = [row for row, others in zip(examples["row"], leaks) if others]
+    if leaking:
+        logger.info("Left out %d training rows whose video is also in another split.", len(leaking))
+    return examples.select([index for index, others in enumerate(leaks) if not others]), leaking
+
+
+def build_dataloader(args, pairs: SegmentPairs, accelerator: Accelerator, is_train: bool) -> DataLoader:
+    """Not for `accelerator.prepare`: the sampler divides the batches already, equally for any number of processes."""
+    num_processes = accelerator.num_processes
+    batch_size = args.batch_size
+    if not is_train and args.chunk_size:
+        batch_size = min(batch_size, args.chunk_size * num_processes)
+    sampler = GlobalBatchSampler(
+        len(pairs),
+        batch_size,
+        seed=args.seed,
+        shuffle=is_train,
+        drop_last=is_train,
+        process_index=accelerator.process_index,
+        num_processes=num_processes,
+    )
+    return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate_pairs, num_workers=args.num_workers)
+
+
+def freeze(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Leave only the parameters trainable that `--train`, `--train_spectrogram` and `--temperature` name."""
     for name, parameter in model.named_parameters():
-        unused = re.search(UNUSED, name) or (not args.train_spectrogram and ".fbsp." in name)
-        parameter.requires_grad_(not unused)
+        if name == TEMPERATURE:
+            is_trained = args.temperature == "learned"
+        else:
+            is_trained = re.match(TRAINED[args.train], name) and (args.train_spectrogram or ".fbsp." not in name)
+        parameter.requires_grad_(bool(is_trained))
+
+
+def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_epoch: int):
+    """Optimizer and schedule; vectors and scalars (biases, norms, fbsp parameters, temperature) do not decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": args.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    num_steps = args.num_epochs * steps_per_epoch
     warmup = max(1, round(args.warmup_share * num_steps))
 
     def share_of_learning_rate(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if args.schedule == "exponential":
+            return args.gamma ** (step // steps_per_epoch)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_learning_rate)
 
 
 def set_training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Switch to training, but keep the statistics of BatchNorm where a pretrained model has them."""
+    """Switch to training, but keep the statistics of BatchNorm where a pretrained model has them, or it is frozen."""
     model.train()
-    if batch_norm == "eval":
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train(batch_norm == "train" and module.weight.requires_grad)
 
 
-def clipped_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """All but the spectrogram's: AudioCLIP sets the scale of their gradients itself, far above all others."""
-    return [parameter for name, parameter in model.named_parameters() if ".fbsp." not in name]
-
-
-def train_epoch(args, accelerator: Accelerator, model, optimizer, scheduler, loader: DataLoader, video_processor):
-    """One pass over all event segments; returns the mean loss."""
-    set_training_mode(model, args.batch_norm)
-    total, steps = 0.0, 0
+def train_epoch(run: Run, progress: dict[str, Any]) -> float:
+    """One pass over all event segments, from where `progress` stands; returns the mean loss."""
+    args, accelerator, loader = run.args, run.accelerator, run.loaders["train"]
+    set_training_mode(run.model, args.batch_norm)
+    loader.dataset.set_epoch(progress["epoch"])
+    loader.batch_sampler.set_epoch(progress["epoch"], progress["batch"])
     for batch in loader:
-        frames = augment_frames(batch["frames"], args.shift_pixels, args.picture_gain)
-        output = model(
-            pixel_values=normalize_frames(frames, video_processor),
-            input_values=augment_sounds(batch["input_values"], args.sound_gain_db),
-        )
-        audio, image = gather_with_gradient(output.audio_embeds), gather_with_gradient(output.image_embeds)
-        ids = [gather_with_gradient(batch[name]) for name in ("class_ids", "video_ids")]
-        scale = temperature(accelerator, model)
-        loss = audio_image_contrastive_loss(audio, image, scale, *ids, mask=args.false_negative_mask)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(clipped_parameters(model), args.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        total, steps = total + loss.item(), steps + 1
-        if args.max_steps and steps >= args.max_steps:
+        if args.max_steps and progress["batch"] >= args.max_steps:
             break
-    return total / steps
+        batch = send_to_device(batch, accelerator.device)
+        loss = backward(run, batch, progress["step"]).item()
+        clip_gradients(run, batch, progress["step"])
+        values = {"loss": loss, "learning_rate": run.scheduler.get_last_lr()[0]}
+        run.optimizer.step()
+        run.scheduler.step()
+        run.optimizer.zero_grad()
+        limit_temperature(run.audioclip)
+        progress["batch"] += 1
+        progress["step"] += 1
+        progress["loss_sum"] += loss
+        accelerator.log({**values, "logit_scale": temperature(run.audioclip).item()}, step=progress["step"])
+        if args.save_steps and progress["step"] % args.save_steps == 0:
+            run.state.save(progress)
+    return progress["loss_sum"] / progress["batch"]
+
+
+def backward(run: Run, batch: dict[str, Any], step: int) -> torch.Tensor:
+    """Compute the loss over the segments of all processes, and its gradients; returns the loss."""
+    num_pairs = batch["num_pairs"]
+    class_ids, video_ids = (gather_segments(batch[name], num_pairs) for name in ("class_ids", "video_ids"))
+    options = {"mask": run.args.false_negative_mask, "num_pairs": len(gather_with_gradient(batch["rows"][:num_pairs]))}
+
+    def loss_function(audio: torch.Tensor, image: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+        embeds = [gather_segments(tensor, num_pairs) for tensor in (audio, image)]
+        loss = audio_image_contrastive_loss(*embeds, logit_scale, class_ids, video_ids, **options)
+        check_finite(run, batch, step, loss=loss)
+        return loss
+
+    encode_part = partial(encode, run, batch, True)
+    logit_scale = temperature(run.audioclip)
+    if run.args.chunk_size:
+        sizes = (len(batch["rows"]), run.args.chunk_size)
+        return backward_in_chunks(run.accelerator, run.model, encode_part, loss_function, logit_scale, *sizes)
+    loss = loss_function(*encode_part(slice(None)), logit_scale)
+    run.accelerator.backward(loss)
+    return loss.detach()
+
+
+def encode(run: Run, batch: dict[str, Any], is_augmented: bool, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed the sounds and pictures of a part of a batch."""
+    args, frames, sounds = run.args, batch["frames"][part], batch["input_values"][part]
+    if is_augmented:
+        draws = batch["draws"][part]
+        frames = augment_frames(frames, draws, args.shift_pixels, args.picture_gain)
+        sounds = augment_sounds(sounds, draws, args.sound_gain_db)
+    pixel_values = normalize_frames(frames, run.processor.video_processor)
+    output = run.model(pixel_values=pixel_values, input_values=sounds)
+    return output.audio_embeds, output.image_embeds
+
+
+def clip_gradients(run: Run, batch: dict[str, Any], step: int) -> None:
+    """Bound the norm of all gradients but the spectrogram's, which AudioCLIP scales to a size of their own."""
+    named = run.model.named_parameters()
+    clipped = [parameter for name, parameter in named if parameter.requires_grad and ".fbsp." not in name]
+    norm = run.accelerator.clip_grad_norm_(clipped, run.args.max_grad_norm)
+    if run.accelerator.scaler is None:  # with fp16 the scaler skips such a step, and goes on with a smaller factor
+        of_spectrogram = [p.grad.abs().max() for p in run.spectrogram.parameters() if p.grad is not None]
+        check_finite(run, batch, step, gradient=torch.stack([norm, *of_spectrogram]).max())
+    run.spectrogram.scale_gradients()
+
+
+def check_finite(run: Run, batch: dict[str, Any], step: int, **value: torch.Tensor) -> None:
+    """Stop before a NaN or infinite loss or gradient gets into the weights."""
+    [(name, number)] = value.items()
+    if torch.isfinite(number):
+        return
+    rows = sorted(set(gather_with_gradient(batch["rows"]).tolist()))
+    raise RuntimeError(
+        f"The {name} is {number.item()} at step {step + 1}, rows {rows} of Annotations.txt. The last state in "
+        f"{run.state.folder} and the best model so far in {run.output_dir} are kept. Look at those rows, or start "
+        f"anew with a --learning_rate below {run.args.learning_rate}."
+    )
+
+
+def temperature(audioclip: torch.nn.Module) -> torch.Tensor:
+    """The factor of the similarities."""
+    return audioclip.logit_scale_ai.exp()
 
 
 @torch.no_grad()
-def evaluate(args, accelerator: Accelerator, model, loader: DataLoader, video_processor) -> dict[str, float]:
+def limit_temperature(audioclip: torch.nn.Module) -> None:
+    """Bound the parameter, not the factor computed from it: beyond the bound its gradient would be zero for good."""
+    audioclip.logit_scale_ai.clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
     """Retrieval between the sounds and pictures of different validation videos, and the loss over all of them."""
-    model.eval()
+    run.model.eval()
     gathered = []
-    for batch in loader:
-        output = model(
-            pixel_values=normalize_frames(batch["frames"], video_processor), input_values=batch["input_values"]
-        )
-        results = (output.audio_embeds, output.image_embeds, batch["class_ids"], batch["video_ids"])
-        gathered.append(accelerator.gather_for_metrics(results))
-    audio, image, class_ids, video_ids = (torch.cat(parts).cpu() for parts in zip(*gathered))
-    scale = temperature(accelerator, model).cpu()
-    mask = args.false_negative_mask
+    for batch in run.loaders["validation"]:
+        batch = send_to_device(batch, run.accelerator.device)
+        results = (*encode(run, batch, False, slice(None)), batch["class_ids"], batch["video_ids"])
+        gathered.append([gather_with_gradient(tensor).cpu() for tensor in results])
+    audio, image, class_ids, video_ids = (torch.cat(parts) for parts in zip(*gathered))
+    scale, mask = temperature(run.audioclip).cpu(), run.args.false_negative_mask
     loss = audio_image_contrastive_loss(audio, image, scale, class_ids, video_ids, mask=mask)
     metrics = retrieval_metrics(audio.float().numpy(), image.float().numpy(), class_ids.numpy())
-    return {"validation_loss": loss.item(), **metrics}
+    score = selection_score(metrics, run.args.select_by)
+    return {"score": score, "validation_loss": loss.item(), **metrics}
 
 
-def temperature(accelerator: Accelerator, model) -> torch.Tensor:
-    """The factor of the similarities, as AudioCLIP bounds it."""
-    return accelerator.unwrap_model(model).logit_scale_ai.exp().clamp(1, 100)
+def selection_score(metrics: dict[str, float], select_by: str) -> float:
+    """What the best epoch is chosen by: how often partners (or the right class) are found, both ways."""
+    shares = [share for name, share in metrics.items() if re.fullmatch(SELECTION[select_by], name)]
+    return sum(shares) / len(shares)
 
 
-def selection_score(metrics: dict[str, float], false_negative_mask: str) -> float:
-    """What the best epoch is chosen by: finding the partner, or with the class mask a partner of the class."""
-    suffix = "class_r1" if false_negative_mask == "class" else "r1"
-    return (metrics[f"audio_to_image_{suffix}"] + metrics[f"image_to_audio_{suffix}"]) / 2
+def best_epoch(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The record of the best epoch; where two are level, of that with the lower loss, then of the earlier."""
+    return max(history, key=lambda record: (record["score"], -record["validation_loss"]))
+
+
+def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
+    """All epochs that are left; returns what each gave."""
+    history, started = progress["history"], time.perf_counter()
+    while progress["epoch"] < run.args.num_epochs:
+        epoch = progress["epoch"]
+        loss = train_epoch(run, progress)
+        metrics = evaluate(run)
+        history.append({"epoch": epoch, "loss": loss, **metrics})
+        run.accelerator.log({"epoch": epoch, "epoch_loss": loss, **metrics}, step=progress["step"])
+        seconds = time.perf_counter() - started
+        logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, metrics["score"], seconds)
+        best = best_epoch(history)["epoch"]
+        if best == epoch:
+            save_best(run)
+        is_over = epoch - best >= run.args.patience
+        progress.update(epoch=run.args.num_epochs if is_over else epoch + 1, batch=0, loss_sum=0.0)
+        run.state.save(progress)
+    return history
+
+
+def save_best(run: Run) -> None:
+    """Write the model (safetensors) and its feature extractor, each file in the place of the one before when whole."""
+    partial_folder = run.output_dir / ".best"
+    if run.accelerator.is_main_process:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        try:
+            run.audioclip.save_pretrained(partial_folder)
+            run.processor.feature_extractor.save_pretrained(partial_folder)
+            for path in partial_folder.iterdir():
+                os.replace(path, run.output_dir / path.name)
+        except (OSError, SafetensorError) as error:
+            raise RunStateError(
+                f"The model of this epoch could not be written to {run.output_dir} ({error}). The best one before it "
+                "and the last state are kept: free space and go on with --resume."
+            ) from error
+        finally:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+    run.accelerator.wait_for_everyone()
+
+
+def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]], data: dict) -> dict[str, float]:
+    """Write the results and the card beside the best model; returns the best epoch's record."""
+    best = best_epoch(history)
+    if run.accelerator.is_main_process:
+        results = {"validation": best, "history": history, **data, **describe_run(run.args, argv)}
+        write_json(run.output_dir / "results.json", results)
+        names = {"model_name": run.output_dir.resolve().name, "dataset_name": Path(run.args.data_dir).resolve().name}
+        write_audioclip_card(run.output_dir, results, **names)
+    run.state.finish(best)
+    return best
+
+
+def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, dict]:
+    """Model, data and optimizer, prepared for any number of processes, and the facts about the data."""
+    set_seed(args.seed)
+    model = load_audioclip(args.model)
+    feature_extractor = load_feature_extractor(args.model, model.config)
+    processor = build_processor(model.config, feature_extractor, args.num_frames_per_segment, args.segment_seconds)
+    loaders, data = build_dataloaders(args, processor, accelerator)
+    if args.train_spectrogram is None:
+        args.train_spectrogram = bool(model.audio_model.fbsp.m.any())
+    settings = run_settings(args, without=("model", "data_dir", "cache_dir"))
+    settings |= {"towers": towers_fingerprint(model), "clips": data["clips"]}
+    freeze(args, model)
+    limit_temperature(model)
+    spectrogram = use_unscaled_spectrogram(model)
+    optimizer, scheduler = build_optimizer(args, model, len(loaders["train"]))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)  # not prepared: it would step once for each process
+    state = RunState(accelerator, Path(args.output_dir) / STATE_FOLDER, settings)
+    return Run(args, accelerator, model, spectrogram, optimizer, scheduler, loaders, processor, state), data
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    accelerator = build_accelerator(args.cpu, args.mixed_precision)
-    set_seed(args.seed)
-    model = load_audioclip(args.model)
-    feature_extractor = load_feature_extractor(args.model, model.config)
-    processor = build_processor(model.config, feature_extractor, args.num_frames_per_segment, args.segment_seconds)
-    loaders = build_dataloaders(args, processor, accelerator)
-    optimizer, scheduler = build_optimizer(args, model, args.num_epochs * len(loaders["train"]))
-    model, optimizer, scheduler, *prepared = accelerator.prepare(model, optimizer, scheduler, *loaders.values())
-    loaders = dict(zip(loaders, prepared))
-
-    history, started = [], time.perf_counter()
-    for epoch in range(args.num_epochs):
-        loss = train_epoch(args, accelerator, model, optimizer, scheduler, loaders["train"], processor.video_processor)
-        metrics = evaluate(args, accelerator, model, loaders["validation"], processor.video_processor)
-        score = selection_score(metrics, args.false_negative_mask)
-        history.append({"epoch": epoch, "loss": loss, "score": score, **metrics})
-        logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, score, time.perf_counter() - started)
-        best = max(history, key=lambda record: (record["score"], -record["validation_loss"]))
-        if best["epoch"] == epoch:
-            save(args.output_dir, accelerator, model, feature_extractor)
-        elif epoch - best["epoch"] >= args.patience:
-            break
-    if accelerator.is_main_process:
-        write_json(Path(args.output_dir) / "results.json", {"history": history, **describe_run(args, argv)})
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it announces every file of every state
+    handler = DistributedDataParallelKwargs(broadcast_buffers=args.batch_norm == "train")
+    accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[handler], **build_trackers(args))
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repository(args.push_to_hub, private=args.private)
+    run, data = build_run(args, accelerator)
+    best = run.state.finished() if args.resume else None
+    if best is None:
+        progress = run.state.begin(args.resume, args.overwrite)
+        progress = progress or {"epoch": 0, "batch": 0, "step": 0, "loss_sum": 0.0, "history": []}
+        start_trackers(accelerator, args, progress["step"])
+        best = finish(run, argv, train(run, progress), data)
+    if args.push_to_hub and accelerator.is_main_process:
+        logger.info("Pushed to %s", push_folder(args.output_dir, args.push_to_hub, private=args.private))
     accelerator.end_training()
     return best
-
-
-def save(folder: str, accelerator: Accelerator, model, feature_extractor) -> None:
-    """Write the model (safetensors) and its feature extractor."""
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(folder)
-        feature_extractor.save_pretrained(folder)
-    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""Clips from files: read one by one or cached, and paired for stage 1."""
+"""Clips from files: read one by one or cached."""
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training import clips
-from ave_clip.training.clips import ClipReader, build_clip_cache, cache_key, clips_fingerprint, normalize_frames
-from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds
+from ave_clip.training.clips import (
+    ClipCache,
+    ClipReader,
+    build_clip_cache,
+    cache_key,
+    clips_fingerprint,
+    normalize_frames,
+)
 from tests.conftest import tiny_processor
 
 BACKGROUND = 16
@@ -115,65 +121,13 @@ def test_something_else_in_the_place_of_a_cache_is_left_alone(tmp_path, examples
         build_clip_cache(tmp_path, examples, tiny_processor())
 
 
-def test_pairs_are_the_event_segments(cache, examples):
-    pairs = SegmentPairs(cache, examples, BACKGROUND, is_random=False)
-    assert len(pairs) == int((cache.labels != BACKGROUND).sum())
-    clip, segment = pairs.places[3]
-    pair = pairs[3]
-    assert pair["class_ids"] == examples[clip]["labels"][segment] != BACKGROUND
-    np.testing.assert_array_equal(pair["frames"], cache.frames[clip, segment, 1])
-    np.testing.assert_array_equal(pair["input_values"], cache.sounds[clip, segment])
-
-
-def test_one_pair_per_video_is_the_middle_of_its_event(cache, examples):
-    pairs = SegmentPairs(cache, examples, BACKGROUND, is_random=False, one_per_video=True)
-    events = [np.flatnonzero(labels != BACKGROUND) for labels in cache.labels]
-    assert pairs.places == [(clip, event[len(event) // 2]) for clip, event in enumerate(events) if len(event)]
-
-
-def test_shifted_sounds_stay_within_their_event(cache, examples):
-    pairs = SegmentPairs(cache, examples, BACKGROUND, max_shift=0.5)
-    size = cache.sounds.shape[2]
-    seen = set()
-    for index in range(len(pairs)):
-        clip, segment = pairs.places[index]
-        sound = pairs[index]["input_values"].numpy()
-        everything = np.lib.stride_tricks.sliding_window_view(cache.sounds[clip].reshape(-1), size)
-        start = int(np.flatnonzero((everything[:, :50] == sound[:50]).all(axis=1))[0])
-        assert (everything[start] == sound).all()
-        first, last = start // size, (start + size - 1) // size
-        assert (cache.labels[clip, first : last + 1] == cache.labels[clip, segment]).all()
-        assert abs(start - segment * size) <= size // 2
-        seen.add(start % size != 0)
-    assert True in seen
-
-
-def test_rows_of_one_video_share_a_video_id(cache, examples):
-    rows = list(examples["row"])
-    columns = {"row": rows, "duplicate_of": [None, rows[0], *[None] * (len(rows) - 2)]}
-    assert SegmentPairs(cache, columns, BACKGROUND).video_ids[:2] == [rows[0], rows[0]]
-
-
-def test_a_picture_without_augmentation_stays_as_it_is():
-    frames = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
-    torch.testing.assert_close(augment_frames(frames, 0, 0.0), frames.float())
-    sounds = torch.randn(2, 5)
-    torch.testing.assert_close(augment_sounds(sounds, 0.0), sounds)
-
-
-def test_a_shifted_picture_is_the_same_picture_elsewhere():
-    frame = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
-    torch.manual_seed(1)
-    shifted = augment_frames(frame, 2, 0.0)[0, 0]
-    down, right = (shifted[3, 3] - 27) // 8, (shifted[3, 3] - 27) % 8
-    right, down = (right - 8, down + 1) if right > 2 else (right, down)
-    torch.testing.assert_close(shifted[2:6, 2:6], frame[0, 0, 2:6, 2:6] + 8 * down + right)
-    assert (down, right) != (0, 0)
-
-
-def test_loudness_changes_within_its_bounds_and_for_each_sound_alone():
-    gains = augment_sounds(torch.ones(500, 2), 6.0)
-    assert torch.equal(gains[:, 0], gains[:, 1])
-    decibels = 20 * gains[:, 0].log10()
-    assert -6 <= decibels.min() < -5
-    assert 5 < decibels.max() <= 6
+def test_rows_that_could_not_be_read_are_kept_with_the_reason(tmp_path, examples):
+    path = tmp_path / "x.mp4"
+    path.write_text("no video")
+    columns = {**examples[:2], "row": [3, 8]}
+    columns["video"] = [examples[0]["video"], {"path": str(path), "bytes": None}]
+    cache = build_clip_cache(tmp_path / "cache", Dataset.from_dict(columns), tiny_processor())
+    assert (cache.labels[1] == -100).all()
+    assert list(cache.failed) == [8]
+    assert "x.mp4" in cache.failed[8]
+    assert ClipCache(cache.folder).failed == cache.failed

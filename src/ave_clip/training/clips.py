@@ -79,11 +79,13 @@ class ClipCache:
         sounds (`np.ndarray` of shape `(N, T, S)`, float32)
         labels (`np.ndarray` of shape `(N, T)`, int64): -100 in every segment of a clip that could not be read.
         rows (`list[int]`): Row numbers.
+        failed (`dict[int, str]`): Rows that could not be read, and why.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self.rows = json.loads((self.folder / INDEX_FILE).read_text(encoding="utf-8"))["rows"]
+        index = json.loads((self.folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self.rows, self.failed = index["rows"], {int(row): error for row, error in index["failed"].items()}
         self.frames, self.frame_mask, self.sounds, self.labels = (
             np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in CACHED
         )

@@ -17,33 +17,44 @@ class _GatherWithGradient(torch.autograd.Function):
     """Concatenate every process's tensor; the gradients of all processes' losses add up at its owner."""
 
     @staticmethod
-    def forward(context, tensor: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+    def forward(context, tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        context.sizes = sizes
+        return _gather(tensor, sizes)
 
     @staticmethod
-    def backward(context, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+        return gradient.split(context.sizes)[dist.get_rank()], None
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate a tensor over all processes along its first dimension, differentiably.
 
     With the same loss computed in every process on the result, and gradients averaged over processes as DDP does, the
-    parameters get exactly the gradient of one process with the whole batch. Every process must bring the same shape.
+    parameters get exactly the gradient of one process with the whole batch, however it is divided.
 
     Args:
-        tensor (`torch.Tensor` of shape `(batch_size, ...)`): This process's part.
+        tensor (`torch.Tensor` of shape `(batch_size, ...)`): This process's part; each may bring another number of
+            rows, also none.
 
     Returns:
-        `torch.Tensor` of shape `(num_processes * batch_size, ...)`: in the order of the ranks.
+        `torch.Tensor` of shape `(sum of all batch sizes, ...)`: in the order of the ranks.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
-    return _GatherWithGradient.apply(tensor) if tensor.is_floating_point() else _gather(tensor)
+    sizes = _gather(torch.tensor([len(tensor)], device=tensor.device), [1] * dist.get_world_size()).tolist()
+    return _GatherWithGradient.apply(tensor, sizes) if tensor.is_floating_point() else _gather(tensor, sizes)
+
+
+def gather_segments(tensor: torch.Tensor, num_pairs: int) -> torch.Tensor:
+    """Concatenate over all processes as `gather_with_gradient` does: first every pair, then every unpaired segment.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(num_segments, ...)`): Of this process's segments.
+        num_pairs (`int`): How many of these are pairs; they come first.
+    """
+    return torch.cat([gather_with_gradient(tensor[:num_pairs]), gather_with_gradient(tensor[num_pairs:])])
 
 
 def false_negatives(
@@ -55,7 +66,8 @@ def false_negatives(
         class_ids (`torch.Tensor` of shape `(num_segments,)`): Event class of each segment's video.
         video_ids (`torch.Tensor` of shape `(num_segments,)`): Which video each segment comes from.
         mask (`str`): `"none"` marks nothing, `"video"` segments of one video, `"class"` also those of one class.
-        num_pairs (`int`, *optional*): Rows to return: the first so many segments; all when not given.
+        num_pairs (`int`, *optional*): Rows to return: the first so many segments; all when not given. The segments
+            after them (background) match nothing, so they are negatives of every pair, also of their own video's.
 
     Returns:
         `torch.BoolTensor` of shape `(num_pairs, num_segments)`.
@@ -70,6 +82,8 @@ def false_negatives(
         same |= video_ids[:, None] == video_ids[None, :]
     if mask == "class":
         same |= class_ids[:, None] == class_ids[None, :]
+    if num_pairs is not None:
+        same[:, num_pairs:] = False
     return same.fill_diagonal_(False)[:num_pairs]
 
 
@@ -117,7 +131,11 @@ def audio_image_contrastive_loss(
     return losses[0] + losses[1]
 
 
-def _gather(tensor: torch.Tensor) -> torch.Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+def _gather(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    if max(sizes) == 0:
+        return tensor.clone()
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # collectives want equal shapes
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
