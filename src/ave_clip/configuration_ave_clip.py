@@ -216,4 +216,11 @@ class AVEClipConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["AVEClipConfig"]
+@strict_config
+class AVEClipOnnxConfig(AVEClipConfig):
+    """[`AVEClipConfig`] of a localizer whose weights are ONNX graphs."""
+
+    model_type = "ave_clip_onnx"
+
+
+__all__ = ["AVEClipConfig", "AVEClipOnnxConfig"]

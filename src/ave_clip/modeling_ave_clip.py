@@ -137,10 +137,12 @@ class BlockLayout:
     """
 
     def __init__(self, num_segments: int, window: int, lengths: torch.Tensor | None, device: torch.device) -> None:
-        self.num_blocks = max(1, num_segments // window)
+        # `sym_max`, and no comparison while exporting, so that an exported graph takes any number of segments.
+        self.num_blocks = torch.sym_max(1, num_segments // window)
         remainder_size = num_segments - window * (self.num_blocks - 1)
-        self.block_size = remainder_size if lengths is None else min(2 * window - 1, num_segments)
-        self.is_regular = lengths is None and self.num_blocks * self.block_size == num_segments
+        self.block_size = remainder_size if lengths is None else torch.sym_min(2 * window - 1, num_segments)
+        is_known = lengths is None and not torch.compiler.is_exporting()
+        self.is_regular = is_known and self.num_blocks * self.block_size == num_segments
         row_lengths = torch.full((1,), num_segments, device=device) if lengths is None else lengths.to(device)
         row_blocks = (row_lengths // window).clamp(min=1).unsqueeze(-1)  # (B or 1, 1)
         position = torch.arange(num_segments, device=device)

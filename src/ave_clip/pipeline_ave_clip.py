@@ -59,6 +59,25 @@ class _VideoPipeline(ChunkPipeline):
     _forward_options: tuple[str, ...] = ("progress",)
     _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k")
 
+    def __init__(self, *args: Any, backend: str | None = None, compile: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if hasattr(self.model, "use_backend"):  # exported
+            self.model.use_backend(backend or self.model.backend)
+            self.device = self.model.device
+        elif backend not in (None, "torch"):
+            raise ValueError(
+                f"backend={backend!r} runs exported models only, and this one holds torch weights. Write it with "
+                "`ave-clip export MODEL OUT --format onnx`, then pass model=OUT."
+            )
+        else:
+            self._optimize(compile)
+
+    def _optimize(self, compile: bool) -> None:
+        try:
+            self.model.optimize_for_inference(compile=compile)
+        except ValueError as error:  # layers replaced by adapters
+            logger.info(f"The model runs as it is: {error}")
+
     @property
     def segmenter(self) -> AVEClipProcessor:
         """Cuts videos into segments and prepares their frames and sound."""
@@ -155,6 +174,9 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     >>> localizer("clip.mp4")["events"]
     [{'start': 2.0, 'end': 7.0, 'label': 'Amber gong', 'score': 0.98}]
     ```
+
+    Made with `backend="onnxruntime"` or `"openvino"` it runs what `ave-clip export --format onnx` wrote; with
+    `compile=True` the towers are compiled at the first video.
 
     Takes a path, bytes, a file object or an http(s) URL; a dictionary with decoded `frames`, their `frame_rate`,
     `audio` and its `sampling_rate`; a list of these (`batch_size=` blocks at once); or a generator, which is consumed

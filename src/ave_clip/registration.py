@@ -20,9 +20,9 @@ DEFAULT_CHECKPOINT = str(Path(__file__).parent / "assets" / "ave-clip-tiny")
 
 def _register_configs(registry: ModuleType) -> None:
     from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
-    from .configuration_ave_clip import AVEClipConfig
+    from .configuration_ave_clip import AVEClipConfig, AVEClipOnnxConfig
 
-    for config in (AudioCLIPVisionConfig, AudioCLIPAudioConfig, AudioCLIPConfig, AVEClipConfig):
+    for config in (AudioCLIPVisionConfig, AudioCLIPAudioConfig, AudioCLIPConfig, AVEClipConfig, AVEClipOnnxConfig):
         registry.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
@@ -31,11 +31,12 @@ def _register_models(registry: ModuleType) -> None:
     from .modeling_ave_clip import AVEClipForLocalization
     from .modeling_clip_resnet import AudioCLIPVisionModel
     from .modeling_esresnext import AudioCLIPAudioModel
+    from .onnx_model import AVEClipOnnxForLocalization
 
     for model in (AudioCLIPVisionModel, AudioCLIPAudioModel, AudioCLIPModel):
         registry.AutoModel.register(model.config_class, model, exist_ok=True)
-    localizer = AVEClipForLocalization
-    registry.AutoModelForVideoClassification.register(localizer.config_class, localizer, exist_ok=True)
+    for localizer in (AVEClipForLocalization, AVEClipOnnxForLocalization):
+        registry.AutoModelForVideoClassification.register(localizer.config_class, localizer, exist_ok=True)
 
 
 def _register_feature_extractors(registry: ModuleType) -> None:
@@ -56,12 +57,13 @@ def _register_video_processors(registry: ModuleType) -> None:
 
 def _register_processors(registry: ModuleType) -> None:
     from .configuration_audioclip import AudioCLIPConfig
-    from .configuration_ave_clip import AVEClipConfig
+    from .configuration_ave_clip import AVEClipConfig, AVEClipOnnxConfig
     from .processing_audioclip import AudioCLIPProcessor
     from .processing_ave_clip import AVEClipProcessor
 
     registry.AutoProcessor.register(AudioCLIPConfig, AudioCLIPProcessor, exist_ok=True)
-    registry.AutoProcessor.register(AVEClipConfig, AVEClipProcessor, exist_ok=True)
+    for config in (AVEClipConfig, AVEClipOnnxConfig):
+        registry.AutoProcessor.register(config, AVEClipProcessor, exist_ok=True)
 
 
 def _register_pipelines(pipelines: ModuleType) -> None:

@@ -1,0 +1,111 @@
+"""The localizer exported to ONNX gives what torch gives, on any number of segments and through the pipeline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForVideoClassification, pipeline
+
+import ave_clip
+from ave_clip import AVEClipForLocalization, AVEClipProcessor
+
+from .conftest import tiny_localizer, tiny_processor
+
+pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
+
+from ave_clip.onnx_export import export_onnx
+from ave_clip.onnx_model import AVEClipOnnxForLocalization
+
+BACKENDS = ["onnxruntime", "openvino"]
+SAMPLE = str(Path(ave_clip.DEFAULT_CHECKPOINT).with_name("sample.mp4"))
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> str:
+    return str(export_onnx(ave_clip.DEFAULT_CHECKPOINT, tmp_path_factory.mktemp("export") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def model() -> AVEClipForLocalization:
+    return AVEClipForLocalization.from_pretrained(ave_clip.DEFAULT_CHECKPOINT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_graph_gives_what_torch_gives_for_any_batch_and_length(embedded, model, backend):
+    pytest.importorskip(backend)
+    exported = AVEClipOnnxForLocalization.from_pretrained(embedded, backend=backend)
+    side = model.config.audioclip_config.vision_config.image_size
+    samples = model.config.audioclip_config.audio_config.sampling_rate
+    torch.manual_seed(0)
+    for batch, segments in ((1, 1), (2, 3), (3, 10), (1, 23)):
+        pixels, sound = torch.randn(batch, segments, 1, 3, side, side), 3000 * torch.randn(batch, segments, samples)
+        with torch.no_grad():
+            image, audio = model.encode(pixels, sound)
+            visual, weights = model.attend(image, audio)
+            expected = model.localize(visual, audio)
+        for found, wanted in zip(exported.encode(pixels, sound), (image, audio), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        for found, wanted in zip(exported.attend(image, audio), (visual, weights), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        found = exported.localize(visual, audio)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.event_logits, expected.event_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_pipeline_runs_an_export(embedded, backend):
+    pytest.importorskip(backend)
+    exported = pipeline("audio-visual-event-localization", model=embedded, backend=backend)
+    expected = pipeline("audio-visual-event-localization", device="cpu")(SAMPLE, return_heatmaps=True)
+    result = exported(SAMPLE, return_heatmaps=True)
+    assert [s["label"] for s in result["segments"]] == [s["label"] for s in expected["segments"]]
+    assert [s["score"] for s in result["segments"]] == pytest.approx(
+        [s["score"] for s in expected["segments"]], abs=1e-3
+    )
+    assert result["heatmaps"] == pytest.approx(expected["heatmaps"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"visual_feature_type": "pooled"}, {"use_event_attention": False, "visual_feature_type": "layer4"}],
+)
+def test_other_networks_are_exported_too(overrides, tmp_path):
+    model = tiny_localizer(**overrides).eval()
+    folder = export_onnx(model, tmp_path / "out", tiny_processor())
+    exported = AutoModelForVideoClassification.from_pretrained(folder)
+    side = model.config.audioclip_config.vision_config.image_size
+    pixels, sound = torch.randn(2, 4, 2, 3, side, side), 3000 * torch.randn(2, 4, 8000)
+    with torch.no_grad():
+        expected = model(pixel_values=pixels, input_values=sound)
+    found = exported(pixel_values=pixels, input_values=sound)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert (found.event_logits is None) == (expected.event_logits is None)
+    assert AVEClipProcessor.from_pretrained(folder).to_dict() == tiny_processor().to_dict()
+
+
+def test_wrong_backends_dtypes_and_models_are_named(embedded, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="got backend='tensorrt'"):
+        AVEClipOnnxForLocalization.from_pretrained(embedded, backend="tensorrt")
+    with pytest.raises(ValueError, match="ave-clip export"):
+        pipeline("audio-visual-event-localization", model=checkpoint, backend="onnxruntime")
+    with pytest.raises(ValueError, match="float32"):
+        AVEClipOnnxForLocalization.from_pretrained(embedded, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="float32"):
+        export_onnx(tiny_localizer().to(torch.bfloat16), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_torch_export_takes_any_batch(model):
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    width = model.config.resolved_audio_feature_size
+    image, audio = torch.randn(2, 10, 9, width), torch.randn(2, 10, width)
+    inputs = {"image_features": image, "audio_features": audio}
+    shapes = {name: {0: batch} for name in inputs}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes)
+    image, audio = torch.randn(5, 10, 9, width), torch.randn(5, 10, width)
+    with torch.no_grad():
+        expected = model(image_features=image, audio_features=audio).logits
+        found = program.module()(image_features=image, audio_features=audio)["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
