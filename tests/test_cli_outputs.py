@@ -220,6 +220,8 @@ def test_export_makes_a_folder_and_does_not_overwrite(checkpoint, folder):
     again = CliRunner().invoke(app, ["export", checkpoint, "out dir"])
     assert again.exit_code == 1 and "not an empty folder" in again.output
     assert CliRunner().invoke(app, ["export", checkpoint, "out dir", "--overwrite"]).exit_code == 0
+    arguments = ["export", checkpoint, "graphs", "--format", "onnx", "--push-to-hub", "me/x"]
+    assert CliRunner().invoke(app, arguments).exit_code == 2 and not Path("graphs").exists()
     missing = CliRunner().invoke(app, ["export", "no/such/model", "other"])
     assert missing.exit_code == 1 and "no/such/model" in missing.output and not Path("other").exists()
 

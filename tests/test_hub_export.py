@@ -40,7 +40,9 @@ from transformers import pipeline
 import ave_clip
 from ave_clip import AudioCLIPModel, AudioCLIPProcessor, AVEClipForLocalization, AVEClipProcessor
 from ave_clip.data import load_ave, to_parquet
+from ave_clip.cli import app
 from ave_clip.training.hub import PushError, push_folder
+from typer.testing import CliRunner
 
 folder = Path(sys.argv[1])
 AVEClipForLocalization.from_pretrained(folder / "localizer").push_to_hub("tester/localizer")
@@ -57,6 +59,9 @@ urls["branch"] = push_folder(folder / "exported", "tester/exported", revision="f
 push_folder(folder / "localizer", "tester/secret", private=True)
 clips = load_ave(folder / "clips")
 clips.push_to_hub("tester/clips")
+arguments = ["export", str(folder / "localizer"), str(folder / "by cli"), "--push-to-hub", "tester/by-cli"]
+by_cli = CliRunner().invoke(app, [*arguments, "--private", "--revision", "v1"])
+urls["cli"] = by_cli.stdout.splitlines()[-1]
 errors = {}
 try:
     push_folder(folder / "localizer", "somebody/else")
@@ -208,6 +213,15 @@ def test_a_push_sends_the_checkpoint_and_nothing_of_the_training_run(hub, pushed
     assert names == {".gitattributes", "README.md", "config.json", "model.safetensors", "processor_config.json"}
     assert hub.repositories["model", "tester/secret"].private
     assert not hub.repositories["model", "tester/exported"].private
+
+
+def test_the_command_line_exports_and_pushes_at_once(hub, pushed):
+    repository = hub.repositories["model", "tester/by-cli"]
+    assert pushed["urls"]["cli"].endswith(f"/tester/by-cli/commit/{repository.branches['v1']}")
+    files = repository.files("v1")
+    assert repository.private and "modeling_ave_clip.py" in files
+    assert b'pipeline(model="tester/by-cli", trust_remote_code=True)' in files["README.md"]
+    assert list(repository.files("main")) == [".gitattributes"]
 
 
 def test_weights_and_videos_go_by_lfs(hub, folder, pushed):

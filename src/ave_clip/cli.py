@@ -356,6 +356,13 @@ def _results(
             yield video, result
 
 
+def _keep_progress_off_pipes() -> None:
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def _pipeline_class(task: str) -> type:
     from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
 
@@ -365,13 +372,11 @@ def _pipeline_class(task: str) -> type:
 def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]) -> Callable:
     import torch
     from transformers import pipeline
-    from transformers.utils import logging
 
     import ave_clip
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    elif model is None:
+    _keep_progress_off_pipes()
+    if sys.stderr.isatty() and model is None:
         say("using the embedded ave-clip-tiny, which knows 16 synthetic events only.")
     if model is not None and not os.path.isdir(model) and model.count("/") != 1:
         say(f"cannot load the model {model}: there is no such folder, and a Hub id has the form owner/name.")
@@ -450,6 +455,7 @@ def export(
     """Write a checkpoint in a form that works without this package."""
     if push_to_hub is not None and format is not ExportFormat.hub:
         raise typer.BadParameter("--push-to-hub goes with --format hub.")
+    _keep_progress_off_pipes()
     try:
         EXPORTERS[format](model, out, overwrite, push_to_hub)
         say(f"wrote {out}")
