@@ -71,7 +71,7 @@ def predict_split(
     if not len(clips):
         raise ValueError("The split is empty: there is no clip to measure. Pass another split or data set.")
     own = Subset(clips, range(accelerator.process_index, len(clips), accelerator.num_processes))
-    batches = _ReadableBatches(own, batch_size, num_workers)
+    batches = ReadableBatches(own, batch_size, num_workers)
     gates: list[torch.Tensor | None] = []
     hook = localizer.register_forward_hook(lambda module, inputs, output: gates.append(output.event_logits))
     try:
@@ -91,8 +91,18 @@ def predict_split(
     return SplitPredictions(rows, probabilities, labels, events, unreadable)
 
 
-class _ReadableBatches:
-    """Batches of the clips that can be read; what it met stands in `rows` (of each batch) and `unreadable`."""
+class ReadableBatches:
+    """Batches of the clips that can be read.
+
+    Args:
+        clips (`Dataset`): Rows of `ClipReader`, `FeatureStore` or `AVEFeatures`.
+        batch_size (`int`): Clips of a batch, with those that cannot be read.
+        num_workers (`int`): Processes that read.
+
+    Attributes:
+        rows (`list[list[int]]`): Row numbers of each batch so far.
+        unreadable (`dict[int, str]`): Rows met so far that could not be read, and why.
+    """
 
     def __init__(self, clips: Dataset, batch_size: int, num_workers: int):
         self.loader = DataLoader(clips, batch_size, collate_fn=_collate_readable, num_workers=num_workers)
