@@ -111,54 +111,68 @@ def options(
     """Find audio-visual events: what is both heard and seen in every second of a video."""
 
 
+# What `localize` takes, each with its help.
+Videos = Annotated[
+    list[str],
+    typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs. Put -- before names that begin with -."),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
+]
+Format = Annotated[OutputFormat | None, typer.Option(help="Default: by --output's suffix, else table.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Write here instead of to stdout. srt, vtt, audacity and elan take a file a video: name a folder, or put "
+        "{name} where the video's name should stand.",
+    ),
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw all videos' timelines: a .png, .svg or .html file.")]
+PlotTheme = Annotated[Theme, typer.Option(help="Colours of --plot.")]
+Overlay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Write the video with heat map, labels and timeline in the picture: an .mp4 file; a folder or {name} for "
+        "several videos.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")]
+WeightsDtype = Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help='Look for these instead, without training: "dog bark,church bell". Needs an AudioCLIP --model.'),
+]
+AgreementThreshold = Annotated[
+    float | None, typer.Option(help="With --labels: audio-image cosine from which sight and sound agree.")
+]
+EventDecoder = Annotated[Decoder, typer.Option(help="How probabilities become events.")]
+MinEventSegments = Annotated[
+    int | None,
+    typer.Option(min=1, help="merge: shorter runs, background too, join a neighbour; viterbi: no shorter event."),
+]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")]
+
+
 @app.command()
 def localize(
-    videos: Annotated[
-        list[str],
-        typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs. Put -- before names that begin with -."),
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
-    ] = None,
-    format: Annotated[OutputFormat | None, typer.Option(help="Default: by --output's suffix, else table.")] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Write here instead of to stdout. srt, vtt, audacity and elan take a file a video: name a folder, "
-            "or put {name} where the video's name should stand.",
-        ),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw all videos' timelines: a .png, .svg or .html file.")] = None,
-    theme: Annotated[Theme, typer.Option(help="Colours of --plot.")] = Theme.light,
-    overlay: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Write the video with heat map, labels and timeline in the picture: an .mp4 file; a folder or {name} "
-            "for several videos.",
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")] = Dtype.float32,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help='Look for these instead, without training: "dog bark,church bell". Needs an AudioCLIP --model.'
-        ),
-    ] = None,
-    agreement_threshold: Annotated[
-        float | None, typer.Option(help="With --labels: audio-image cosine from which sight and sound agree.")
-    ] = None,
-    decoder: Annotated[Decoder, typer.Option(help="How probabilities become events.")] = Decoder.merge,
-    min_event_segments: Annotated[
-        int | None,
-        typer.Option(min=1, help="merge: shorter runs, background too, join a neighbour; viterbi: no shorter event."),
-    ] = None,
-    num_frames_per_segment: Annotated[
-        int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")] = 1,
+    videos: Videos,
+    model: Model = None,
+    format: Format = None,
+    output: Output = None,
+    plot: Plot = None,
+    theme: PlotTheme = Theme.light,
+    overlay: Overlay = None,
+    device: Device = None,
+    dtype: WeightsDtype = Dtype.float32,
+    labels: Labels = None,
+    agreement_threshold: AgreementThreshold = None,
+    decoder: EventDecoder = Decoder.merge,
+    min_event_segments: MinEventSegments = None,
+    num_frames_per_segment: NumFrames = None,
+    batch_size: BatchSize = 1,
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
     plan = _plan(videos, format, output, plot, theme, overlay)

@@ -38,8 +38,12 @@ SUFFIXES = {
 PER_VIDEO = ("srt", "vtt", "audacity", "elan")  # a file of these belongs to one video
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
-_XSI = "http://www.w3.org/2001/XMLSchema-instance"
+_ELAN_DOCUMENT = {
+    "FORMAT": "3.0",
+    "VERSION": "3.0",
+    "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",
+    "xsi:noNamespaceSchemaLocation": "http://www.mpi.nl/tools/elan/EAFv3.0.xsd",
+}
 _OTHER_LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # some readers end a line there
 _SIDES = ("start", "end")
 _SRT_MARKUP = str.maketrans("<>{}", "‹›()")  # SubRip has no escapes, and players read these as markup
@@ -107,17 +111,8 @@ def format_elan(result: Result, video: str = "", folder: str | os.PathLike | Non
     Returns:
         `str`: Content of an `.eaf` file (EAF 3.0, UTF-8).
     """
-    document = ElementTree.Element(
-        "ANNOTATION_DOCUMENT",
-        {
-            "AUTHOR": "ave-clip",
-            "DATE": datetime.now(UTC).isoformat(timespec="seconds"),
-            "FORMAT": "3.0",
-            "VERSION": "3.0",
-            "xmlns:xsi": _XSI,
-            "xsi:noNamespaceSchemaLocation": _ELAN_SCHEMA,
-        },
-    )
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    document = ElementTree.Element("ANNOTATION_DOCUMENT", {"AUTHOR": "ave-clip", "DATE": date, **_ELAN_DOCUMENT})
     header = ElementTree.SubElement(document, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
     if video:
         ElementTree.SubElement(header, "MEDIA_DESCRIPTOR", _media_links(video, folder))
