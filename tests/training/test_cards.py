@@ -262,6 +262,15 @@ def test_a_checkpoint_without_results_says_so(checkpoint_folder):
     assert card.data.eval_results is None and card.data.datasets is None
 
 
+def test_a_localizer_on_features_of_other_encoders_gets_its_card(tmp_path):
+    sizes = {"use_encoders": False, "image_feature_size": 48, "audio_feature_size": 20}
+    tiny_localizer(**sizes).save_pretrained(tmp_path)
+    text = write_localizer_card(tmp_path, OUTCOME, model_name="m", dataset_name="d").read_text(encoding="utf-8")
+    assert "pictures (48 numbers a location) and sound\n  (20 numbers)" in text
+    assert "locations x 48 features of the pictures      1 vector of 20 features of the sound" in text
+    assert "image_features=image_features" in text and "pipeline(" not in text
+
+
 def test_names_stay_text_in_tables_and_metadata(tmp_path):
     labels = {0: "a|b", 1: "<script>x</script>", 2: "line\nbreak `code`", 3: "background"}
     tiny_localizer(id2label=labels).save_pretrained(tmp_path)

@@ -62,7 +62,8 @@ def write_localizer_card(
     """Write the `README.md` of a localizer's checkpoint folder.
 
     Args:
-        folder (`str` or `os.PathLike`): With `config.json`, `processor_config.json` and the weights.
+        folder (`str` or `os.PathLike`): With `config.json` and the weights, and with `processor_config.json` unless
+            the localizer was trained on features of other encoders.
         results (`Mapping[str, Any]`): Content of the `results.json` that `train_localizer.py` or
             `evaluate_localizer.py` writes; empty where nothing was measured.
         model_name (`str`): Title of the card, and what its examples load; a Hub id or folder.
@@ -507,10 +508,12 @@ def _environment(results: Mapping[str, Any]) -> str:
     return ", ".join(_escape(part) for part in parts) + "." if parts else ""
 
 
-def _time_grid(folder: str | os.PathLike) -> tuple[int, float]:
-    """Frames and seconds of a segment, as the processor was saved."""
+def _time_grid(folder: str | os.PathLike) -> tuple[int | None, float]:
+    """Frames and seconds of a segment, as the processor was saved; no frames where there is no processor."""
     from ..video_processing_ave_clip import AVEClipVideoProcessor
 
+    if not any(Path(folder).glob("*processor_config.json")):
+        return None, 1.0
     processor = AVEClipVideoProcessor.from_pretrained(folder)
     return processor.num_frames_per_segment, processor.segment_seconds
 
@@ -523,7 +526,7 @@ def _weights(folder: str | os.PathLike) -> dict[str, Any]:
     return {"num_values": sum(count for kind, count in counts.items() if "F" in kind), "num_bytes": num_bytes}
 
 
-def _localizer_facts(config: AVEClipConfig, num_frames: int, segment_seconds: float) -> dict[str, Any]:
+def _localizer_facts(config: AVEClipConfig, num_frames: int | None, segment_seconds: float) -> dict[str, Any]:
     towers = config.audioclip_config
     categories = [config.id2label[index] for index in range(config.num_labels - 1)]
     return {
@@ -532,6 +535,7 @@ def _localizer_facts(config: AVEClipConfig, num_frames: int, segment_seconds: fl
         "num_categories": len(categories),
         "image_size": towers.vision_config.image_size,
         "sampling_rate": towers.audio_config.sampling_rate,
+        "feature_sizes": (config.resolved_image_feature_size, config.resolved_audio_feature_size),
         "num_frames": num_frames,
         "segment_seconds": f"{segment_seconds:g}",
         "min_event_segments": config.min_event_segments,
@@ -553,21 +557,9 @@ def _kind_of_data(categories: Iterable[str], dataset_name: str = "") -> str:
     return "other"
 
 
-def _draw_localizer(config: AVEClipConfig, num_frames: int) -> str:
-    vision, audio = config.audioclip_config.vision_config, config.audioclip_config.audio_config
-    places = 1 if config.visual_feature_type == "pooled" else vision.grid_size**2
+def _draw_localizer(config: AVEClipConfig, num_frames: int | None) -> str:
     windows = ", ".join(map(str, config.window_sizes))
-    left = [
-        f"{num_frames} pictures a segment, {vision.image_size} x {vision.image_size}",
-        "  | CLIP ResNet, mean over the pictures",
-        f"{places} location{'s' * (places > 1)} x {config.resolved_image_feature_size} features",
-    ]
-    right = [
-        f"sound of the segment, {audio.sampling_rate} Hz",
-        "  | spectrogram (fbsp), ESResNeXt",
-        f"1 vector of {config.resolved_audio_feature_size} features",
-    ]
-    lines = [f"{seen:<45}{heard}" for seen, heard in zip(left, right)]
+    lines = _draw_towers(config, num_frames) if num_frames else _draw_features(config)
     domains = {"both": "temporal and feature", "temporal": "temporal", "feature": "feature"}[config.attention_domains]
     steps = [
         "AGVA: the sound weighs the locations",
@@ -581,6 +573,27 @@ def _draw_localizer(config: AVEClipConfig, num_frames: int) -> str:
     for step in filter(None, steps):
         lines += ["                    v", f"  {step}"]
     return "\n".join(lines)
+
+
+def _draw_towers(config: AVEClipConfig, num_frames: int) -> list[str]:
+    vision, audio = config.audioclip_config.vision_config, config.audioclip_config.audio_config
+    places = 1 if config.visual_feature_type == "pooled" else vision.grid_size**2
+    left = [
+        f"{num_frames} pictures a segment, {vision.image_size} x {vision.image_size}",
+        "  | CLIP ResNet, mean over the pictures",
+        f"{places} location{'s' * (places > 1)} x {config.resolved_image_feature_size} features",
+    ]
+    right = [
+        f"sound of the segment, {audio.sampling_rate} Hz",
+        "  | spectrogram (fbsp), ESResNeXt",
+        f"1 vector of {config.resolved_audio_feature_size} features",
+    ]
+    return [f"{seen:<45}{heard}" for seen, heard in zip(left, right)]
+
+
+def _draw_features(config: AVEClipConfig) -> list[str]:
+    image, audio = config.resolved_image_feature_size, config.resolved_audio_feature_size
+    return [f"{f'locations x {image} features of the pictures':<45}1 vector of {audio} features of the sound"]
 
 
 def _draw_audioclip(config: AudioCLIPConfig) -> str:
