@@ -219,7 +219,9 @@ def summarize(args: argparse.Namespace, models: dict[str, dict[str, dict]]) -> d
 
 def show(content: dict[str, Any], models: dict[str, dict[str, dict]], style: str) -> None:
     """Print the main measures, and what to read them against."""
-    rows = [row for name, results in models.items() for row in result_rows(Path(name).name, results)]
+    short = {name: Path(name).name for name in models}
+    titles = short if len(set(short.values())) == len(short) else {name: name for name in models}
+    rows = [row for name, results in models.items() for row in result_rows(titles[name], results)]
     if "summary" in content:
         rows += summary_rows(content["summary"]["metrics"])
     print(render_table(rows, style))

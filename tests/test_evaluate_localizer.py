@@ -162,6 +162,15 @@ def test_several_models_are_measured_each_and_together(script, work, tmp_path, c
     assert main["decoders"].keys() == each[1].keys()
 
 
+def test_models_of_one_name_go_by_their_whole_paths(script, work, tmp_path, capsys):
+    for seed in SEEDS:
+        shutil.copytree(work / seed, tmp_path / seed / "localizer")
+    models = [tmp_path / seed / "localizer" for seed in SEEDS]
+    script.main(arguments(work, "--decoders", "none", "--num_resamples", "0", "--model", *models))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [str(model) for model in models]
+
+
 def test_the_file_of_several_models_holds_each_and_the_summary(script, work, tmp_path):
     output = tmp_path / "results" / "seeds.json"
     results = script.main(arguments(work, "--decoders", "none", "--output", output, model=SEEDS))
