@@ -340,7 +340,7 @@ def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
     data = sorted({text for table in tables for text in table["data"].values()})
     seeds = " and ".join(sorted({str(table["seeds"]) for table in tables}))
     lines = [
-        "Made by `examples/run_ablations.py`; every number here stands in the JSON files beside this card's results.",
+        "Made by `examples/run_ablations.py` from the JSON files that it wrote, `tableN.json`.",
         "*paper* is the accuracy on AVE's test split that the paper prints, in %. *ours* is measured on other data:",
         "",
         *(f"- {text}." for text in data),
@@ -465,8 +465,10 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _percent(measured: Mapping[str, Any], name: str) -> str:
-    deviation = measured["deviation"][name]
-    return f"{100 * measured['mean'][name]:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    mean, deviation = measured["mean"][name], measured["deviation"][name]
+    if mean is None:  # 0 / 0, as the recall of background without background
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def _points(share: float) -> str:

@@ -275,7 +275,10 @@ def train(training: Training) -> None:
     with atomic_file(config) as partial:
         partial.write_text(yaml.safe_dump(plain_values(training.settings), sort_keys=True), encoding="utf-8")
     arguments = ["--config", str(config), "--seed", str(training.seed), "--output_dir", str(training.folder)]
-    train_localizer.main([*arguments, *training.options, "--resume"])
+    try:
+        train_localizer.main([*arguments, *training.options, "--resume"])
+    except SystemExit as error:  # argparse has said why on stderr
+        raise ValueError(f"train_localizer.py does not take the settings in {config}.") from error
     if not training.keep_checkpoint:
         for path in training.folder.iterdir():
             if path.is_dir():
