@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
 from ave_clip import AVEClipForLocalization, AVEClipProcessor
 from ave_clip.hub_export import export_for_hub
@@ -365,6 +365,19 @@ def test_exported_code_is_what_the_model_needs_and_stands_alone(folder):
     assert not files & {"cli", "__init__", "registration", "files", "hub_export", "formats"}
     for path in (folder / "exported").glob("*.py"):
         assert re.findall(r"^\s*(?:from|import) ave_clip.*", path.read_text(), flags=re.MULTILINE) == [], path.name
+
+
+def test_a_localizer_without_encoders_is_exported_without_a_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    sizes = {"use_encoders": False, "image_feature_size": 48, "audio_feature_size": 20}
+    tiny_localizer(**sizes).save_pretrained(tmp_path / "features")
+    folder = export_for_hub(tmp_path / "features", tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert "custom_pipelines" not in config and "AutoModel" in config["auto_map"]
+    assert 'AutoModel.from_pretrained("out", trust_remote_code=True)' in (folder / "README.md").read_text()
+    loaded = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    expected = tiny_localizer(**sizes).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
 def test_other_models_and_used_folders_are_refused(folder, tmp_path):

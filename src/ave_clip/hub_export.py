@@ -74,11 +74,11 @@ def export_for_hub(
     write = _write_localizer if config.model_type == "ave_clip" else _write_audioclip
     with new_folder(out, overwrite) as folder:
         task = write(model, folder)
-        _write_card(model, folder, task, repo_id or Path(out).name)
+        _write_card(model, folder, config.model_type, task, repo_id or Path(out).name)
     return Path(out)
 
 
-def _write_localizer(source: str | os.PathLike, folder: Path) -> str:
+def _write_localizer(source: str | os.PathLike, folder: Path) -> str | None:
     from .configuration_ave_clip import AVEClipConfig
     from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
     from .modeling_ave_clip import AVEClipForLocalization
@@ -94,8 +94,11 @@ def _write_localizer(source: str | os.PathLike, folder: Path) -> str:
         AudioCLIPFeatureExtractor: "AutoFeatureExtractor",
     }
     model = AVEClipForLocalization.from_pretrained(source)
-    processor = AVEClipProcessor.from_pretrained(source)
     model.config.auto_map = {"AutoModel": _reference(AVEClipForLocalization)}
+    if not model.config.use_encoders:  # it takes features of other encoders, and no pipeline makes them
+        _save(folder, classes, model, None, None)
+        return None
+    processor = AVEClipProcessor.from_pretrained(source)
     _add_pipeline(model.config, LOCALIZATION_TASK, AudioVisualEventLocalizationPipeline, classes[type(model)])
     _save(folder, classes, model, processor, AudioVisualEventLocalizationPipeline)
     return LOCALIZATION_TASK
@@ -137,7 +140,8 @@ def _save(folder: Path, classes: Mapping[type, str], model: Any, processor: Any,
 
     with _registered(classes):
         model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
     if pipeline is not None:
         custom_object_save(pipeline, folder)
 
@@ -160,7 +164,7 @@ def _registered(classes: Mapping[type, str]) -> Iterator[None]:
             cls._auto_class = auto_class
 
 
-def _write_card(source: str | os.PathLike, folder: Path, task: str | None, name: str) -> None:
+def _write_card(source: str | os.PathLike, folder: Path, model_type: str, task: str | None, name: str) -> None:
     """The checkpoint's own card, or one that only describes it, with how to load it without this package."""
     from huggingface_hub import ModelCard
 
@@ -170,7 +174,7 @@ def _write_card(source: str | os.PathLike, folder: Path, task: str | None, name:
     if own is not None:
         (folder / "README.md").write_bytes(own.read_bytes())
     else:
-        write = write_localizer_card if task == LOCALIZATION_TASK else write_audioclip_card
+        write = write_localizer_card if model_type == "ave_clip" else write_audioclip_card
         write(folder, {}, model_name=name, dataset_name="")
     results = _find_file(source, "results.json")
     if results is not None:
