@@ -98,6 +98,7 @@ def measure_decoders(
             [decode_labels(clip, decoder, min_event_segments) for clip in probabilities],
             labels,
             num_labels=probabilities[0].shape[1],
+            probabilities=probabilities,
         )
         for decoder in decoders
     }
