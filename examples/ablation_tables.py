@@ -33,8 +33,21 @@ SHOWN_MEASURES = ("segment_accuracy", "background_recall", "background_precision
 UNMEASURED = "not run"
 SEGMENTS, RIGHT = COUNT_NAMES.index("segments"), COUNT_NAMES.index("right")
 
-# Of each clip of a test split: probabilities (num_segments, num_labels) and labels (num_segments,).
-Predictions = tuple[Sequence[np.ndarray], Sequence[np.ndarray]]
+# Of each clip of a test split: probabilities (num_segments, num_labels), labels (num_segments,) and row number.
+Predictions = tuple[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the measures of one row are made of.
+
+    Args:
+        rows (`np.ndarray` of shape `(num_videos,)`): Row numbers of the videos.
+        values (`np.ndarray` of shape `(num_seeds, num_videos, len(COUNT_NAMES))`): Counts of each video.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,69 +164,77 @@ def read_predictions(path: str | os.PathLike, split: str = "test") -> Prediction
     padded = tensors[f"{split}_probabilities"]
     lengths = (padded.sum(axis=-1) > 0).sum(axis=-1)  # shorter clips are filled with zeros
     probabilities = [clip[:length] for clip, length in zip(padded, lengths)]
-    return probabilities, [labels[:length] for labels, length in zip(tensors[f"{split}_labels"], lengths)]
+    labels = [clip[:length] for clip, length in zip(tensors[f"{split}_labels"], lengths)]
+    return probabilities, labels, tensors[f"{split}_rows"].tolist()
 
 
-def count_seeds(runs: Sequence[Predictions], min_event_segments: int) -> np.ndarray:
+def count_seeds(runs: Sequence[Predictions], min_event_segments: int) -> Counts:
     """Decode the predictions of each seed and count what the measures are made of.
 
     Args:
         runs (`Sequence[Predictions]`): One a seed, of the same clips in the same order.
         min_event_segments (`int`): W of the post-processing.
 
-    Returns:
-        `np.ndarray` of shape `(num_seeds, num_videos, len(COUNT_NAMES))`
-
     Raises:
         ValueError: where the seeds were not measured on the same clips.
     """
-    counts = []
-    for probabilities, labels in runs:
+    rows, counts = runs[0][2], []
+    for probabilities, labels, seed_rows in runs:
+        if list(seed_rows) != list(rows):
+            raise ValueError(
+                f"The seeds of one row were measured on different clips ({len(rows)} and {len(seed_rows)}). Delete "
+                "OUTPUT_DIR/runs and train again on the same data."
+            )
         decoded = [decode_labels(clip, "merge", min_event_segments) for clip in probabilities]
         counts.append(count_per_video(decoded, labels, background=probabilities[0].shape[1] - 1))
-    if any(one.shape != counts[0].shape or (one[:, SEGMENTS] != counts[0][:, SEGMENTS]).any() for one in counts):
-        raise ValueError("The seeds of one row were measured on different clips: run them again on the same data.")
-    return np.stack(counts)
+    return Counts(np.asarray(rows), np.stack(counts))
 
 
-def measure(counts: np.ndarray) -> dict[str, Any]:
+def measure(counts: Counts) -> dict[str, Any]:
     """Measures of one row over its seeds.
 
     Args:
-        counts (`np.ndarray` of shape `(num_seeds, num_videos, len(COUNT_NAMES))`): Of `count_seeds`.
+        counts (`Counts`): Of the row.
 
     Returns:
         `dict[str, Any]`: `per_seed` (accuracy of each), `mean` and `deviation` of every shown measure by name, and
         `interval`: of the accuracy, meaned over the seeds, 95 %, bootstrap over videos.
     """
-    values = pooled_measures(counts.sum(axis=1))
-    deviations = {name: float(np.std(values[name], ddof=1)) if len(counts) > 1 else None for name in SHOWN_MEASURES}
+    values = pooled_measures(counts.values.sum(axis=1))
+    several = len(counts.values) > 1
     return {
         "per_seed": values["segment_accuracy"].tolist(),
         "mean": {name: float(np.mean(values[name])) for name in SHOWN_MEASURES},
-        "deviation": deviations,
-        "interval": list(bootstrap_intervals(counts.sum(axis=0))["segment_accuracy"]),
+        "deviation": {name: float(np.std(values[name], ddof=1)) if several else None for name in SHOWN_MEASURES},
+        "interval": list(bootstrap_intervals(counts.values.sum(axis=0))["segment_accuracy"]),
     }
 
 
-def difference(better: np.ndarray, worse: np.ndarray) -> dict[str, Any]:
-    """Compare the accuracy of two rows on the same videos, seed by seed.
+def difference(better: Counts, worse: Counts) -> dict[str, Any]:
+    """Compare the accuracy of two rows, seed by seed, on the videos that both were measured on.
 
     Args:
-        better (`np.ndarray`), worse (`np.ndarray`): Counts, as `count_seeds` gives them.
+        better (`Counts`), worse (`Counts`): Of the rows.
 
     Returns:
         `dict[str, Any]`: `mean` of the difference over seeds, `interval` (95 %, bootstrap over videos, the same ones
-        for both rows) and `per_seed`.
+        for both rows), `per_seed`, and `num_videos`.
+
+    Raises:
+        ValueError: where they share no video.
     """
-    paired = better.sum(axis=0)
-    paired[:, RIGHT] -= worse.sum(axis=0)[:, RIGHT]  # so that the "accuracy" of these counts is the difference
-    segments = better[:, :, SEGMENTS].sum(axis=1)
-    per_seed = (better[:, :, RIGHT] - worse[:, :, RIGHT]).sum(axis=1) / segments
+    shared, *places = np.intersect1d(better.rows, worse.rows, return_indices=True)
+    if not len(shared):
+        raise ValueError("Two rows of a table have no test video in common, so they cannot be compared.")
+    first, second = (one.values[:, place] for one, place in zip((better, worse), places))
+    paired = first.sum(axis=0)
+    paired[:, RIGHT] -= second.sum(axis=0)[:, RIGHT]  # so that the "accuracy" of these counts is the difference
+    per_seed = (first[:, :, RIGHT] - second[:, :, RIGHT]).sum(axis=1) / first[:, :, SEGMENTS].sum(axis=1)
     return {
         "mean": float(per_seed.mean()),
         "interval": list(bootstrap_intervals(paired)["segment_accuracy"]),
         "per_seed": per_seed.tolist(),
+        "num_videos": len(shared),
     }
 
 
@@ -272,7 +293,7 @@ def measure_table(table: Table, predictions: Mapping[str, Sequence[Predictions] 
     before = {name: count_seeds(runs, 1) for name, runs in measured.items()}
     described = {}
     if measured:
-        probabilities, labels = next(iter(measured.values()))[0]
+        probabilities, labels, _ = measured.get(table.reference, next(iter(measured.values())))[0]
         described = describe_test(labels, probabilities[0].shape[1], list(shortest.values()))
     rows = []
     for row in table.rows:
@@ -297,7 +318,7 @@ def measure_table(table: Table, predictions: Mapping[str, Sequence[Predictions] 
 
 
 def _judge_finding(
-    table: Table, finding: Finding, counts: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]
+    table: Table, finding: Finding, counts: Mapping[str, Counts], before: Mapping[str, Counts]
 ) -> dict[str, Any]:
     paper = {row.id: row.paper for row in table.rows}
     content = {"text": finding.text, "better": finding.better, "worse": finding.worse}

@@ -71,6 +71,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frozen_features", help="For Table 2: features of the encoder before stage 1.")
     parser.add_argument("--frozen_model", help="The encoder of --frozen_features.")
     parser.add_argument("--h5_dir", help="For Table 2: the peers' VGG19 and VGGish features.")
+    parser.add_argument(
+        "--annotations_dir", help="With h5 files: annotations and splits; in the same folder if unset."
+    )
     parser.add_argument("--seeds", type=int, default=3, help="Trainings of each row, from --seed upwards.")
     parser.add_argument("--stage3_config", help="YAML of train_localizer.py; configs/ave/stage3.yaml with --data.")
     parser.add_argument("--processes", type=int, help="Trainings at once; one per GPU, or up to 4 on CPU, by default.")
@@ -124,7 +127,7 @@ def open_sources(args: argparse.Namespace, tables: Sequence[Table]) -> dict[str,
     elif "frozen" in needed and not args.data:
         sources["frozen"] = make_synthetic(args, make_untrained_towers(args), "untrained encoders")
     if "h5" in needed and args.h5_dir:
-        sources["h5"] = h5_source(args.h5_dir)
+        sources["h5"] = h5_source(args.h5_dir, args.annotations_dir)
     return sources
 
 
@@ -132,7 +135,7 @@ def open_data(args: argparse.Namespace) -> Source:
     """The features of `--data`, which are made first where it holds videos."""
     folder = Path(args.data)
     if (folder / VISUAL_FILE).exists():
-        return h5_source(args.data)
+        return h5_source(args.data, args.annotations_dir)
     if (folder / "train").is_dir():
         return feature_source(args.model, args.data, "features given by --data")
     features = Path(args.output_dir) / "features"
@@ -145,8 +148,10 @@ def feature_source(model: str | Path, folder: str | Path, description: str) -> S
     return Source({"model": str(model), "features_dir": str(folder)}, fingerprint, description)
 
 
-def h5_source(folder: str) -> Source:
-    return Source({"h5_dir": folder}, H5Splits(folder).fingerprint, "h5 files of the peers")
+def h5_source(folder: str, annotations_dir: str | None) -> Source:
+    arguments = {"h5_dir": folder} | ({"annotations_dir": annotations_dir} if annotations_dir else {})
+    fingerprint = H5Splits(folder, annotations_dir=annotations_dir).fingerprint
+    return Source(arguments, fingerprint, "h5 files of the peers")
 
 
 def extract(args: argparse.Namespace, model: str | Path, clips: Path, features: Path, *options: str) -> None:

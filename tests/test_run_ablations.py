@@ -16,6 +16,7 @@ from ave_clip import AVEClipConfig, AVEClipForLocalization
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.arguments import parse_overrides, write_json
 from tests.conftest import tiny_localizer, tiny_processor
+from tests.test_train_localizer import write_h5
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -139,7 +140,7 @@ def sure_of(*labels: int) -> np.ndarray:
 
 
 def one_seed(*clips: list[int], true: list[list[int]]):
-    return [sure_of(*clip) for clip in clips], [np.array(clip) for clip in true]
+    return [sure_of(*clip) for clip in clips], [np.array(clip) for clip in true], list(range(len(true)))
 
 
 def test_a_row_is_decoded_with_its_own_window_and_measured_over_its_seeds(tables):
@@ -167,8 +168,8 @@ def test_the_deviation_is_that_of_a_sample_and_missing_for_one_seed(tables):
 
 
 def test_seeds_measured_on_different_clips_are_refused(tables):
-    runs = [one_seed([A, A], true=[[A, A]]), one_seed([A], true=[[A]])]
-    with pytest.raises(ValueError, match="different clips"):
+    runs = [one_seed([A, A], true=[[A, A]]), one_seed([A, A], [B, B], true=[[A, A], [B, B]])]
+    with pytest.raises(ValueError, match=r"different clips \(1 and 2\)"):
         tables.count_seeds(runs, 1)
 
 
@@ -177,8 +178,18 @@ def test_a_difference_is_paired_by_video(tables):
     better = tables.count_seeds([one_seed(*[[A, A]] * 40, true=true)], 1)
     worse = tables.count_seeds([one_seed(*[[A, B]] * 40, true=true)], 1)
     compared = tables.difference(better, worse)
-    assert compared == {"mean": 0.5, "interval": [0.5, 0.5], "per_seed": [0.5]}  # the same in each video: no spread
+    # It is the same in each video, so it has no spread.
+    assert compared == {"mean": 0.5, "interval": [0.5, 0.5], "per_seed": [0.5], "num_videos": 40}
     assert tables.difference(worse, better)["mean"] == -0.5
+
+
+def test_rows_are_compared_on_the_videos_they_share(tables):
+    first = tables.count_seeds([([sure_of(A), sure_of(B)], [np.array([A]), np.array([A])], [4, 7])], 1)
+    second = tables.count_seeds([([sure_of(B), sure_of(B)], [np.array([A]), np.array([A])], [7, 9])], 1)
+    assert tables.difference(first, second)["mean"] == 0.0  # both are wrong on video 7
+    assert tables.difference(first, second)["num_videos"] == 1
+    with pytest.raises(ValueError, match="no test video in common"):
+        tables.difference(first, tables.Counts(np.array([1, 2]), second.values))
 
 
 @pytest.mark.parametrize(
@@ -405,6 +416,27 @@ def test_a_row_that_fails_is_shown_and_does_not_stop_the_others(run_arguments, a
     content = ablations.collect(ablations.load_table(7), {**plans, (7, "w2"): [bad]}, failures)
     assert content["w2"].startswith("failed: ")
     assert len(content["w1"]) == 1
+
+
+def test_peers_files_serve_as_data_and_as_their_row_of_table_2(ablations, tables, tmp_path):
+    folder = str(write_h5(tmp_path / "h5"))
+    (tmp_path / "stage3.yaml").write_text("num_epochs: 1\nlocalizer: {hidden_size: 8, agva_hidden_size: 8}\n")
+    arguments = ["--table", "2", "--data", folder, "--h5_dir", folder, "--seeds", "1", "--cpu"]
+    arguments += ["--stage3_config", str(tmp_path / "stage3.yaml"), "--output_dir", str(tmp_path / "out")]
+    args = ablations.parse_args(arguments)
+    sources = ablations.open_sources(args, [tables.load_table(2)])
+    assert sources["data"] == sources["h5"]
+    plans = ablations.plan_tables(args, [tables.load_table(2)], sources)
+    assert plans[2, "frozen"] == "no --frozen_features were given"
+    assert plans[2, "vgg"] == plans[2, "fine-tuned"]
+    training = plans[2, "vgg"][0]
+    ablations.train(training)
+    probabilities, labels, rows = tables.read_predictions(training.folder / "predictions.safetensors")
+    assert rows == [3, 7, 11, 15, 19, 23]
+    assert probabilities[0].shape == (5, 4)
+    assert all(clip.shape == (5,) for clip in labels)
+    with pytest.raises(ValueError, match="has no train predictions"):
+        tables.read_predictions(training.folder / "predictions.safetensors", "train")
 
 
 def test_untrained_towers_are_the_same_each_time_and_fit_stage_2(ablations, tmp_path):
