@@ -5,6 +5,7 @@ import sys
 import types
 from pathlib import Path
 
+import av
 import pympi
 import pytest
 import srt
@@ -171,8 +172,16 @@ def test_pictures_get_all_results_and_each_video_its_overlay(localize, clip, fol
     assert (output, options) == (Path("all.svg"), {"theme": "dark"})
     ((video, drawn, path, options),) = recorder["overlay"]
     assert (video, path, len(drawn["segments"])) == (clip, Path("films/clip.mp4"), 3)
-    assert options["heatmaps"].shape[0] == 3
+    assert options["heatmaps"].shape[0] == 3 and options["progress"] is False
+    assert options["video_processor"].size == {"shortest_edge": 64}
     assert "heatmaps" not in json.loads(result.stdout.splitlines()[0])
+
+
+def test_an_overlay_is_a_film_as_long_as_its_video(localize, clip, folder):
+    assert localize(clip, "--overlay", "my film.mp4").exit_code == 0
+    with av.open("my film.mp4") as film:
+        assert film.duration / av.time_base == pytest.approx(3.0, abs=0.2)
+        assert {stream.type for stream in film.streams} == {"video", "audio"}
 
 
 def test_a_plot_of_nothing_is_not_drawn(localize, folder, recorder):

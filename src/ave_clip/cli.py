@@ -87,6 +87,7 @@ class _Plan:
     plot: Path | None = None
     theme: str = "light"
     overlays: dict[str, Path] = field(default_factory=dict)
+    overlay_options: dict[str, Any] = field(default_factory=dict)
 
 
 def say(message: str) -> None:
@@ -186,6 +187,7 @@ def localize(
         "batch_size": batch_size,
         "progress": sys.stderr.isatty(),
     }
+    plan.overlay_options = {"video_processor": localizer.segmenter.video_processor, "progress": options["progress"]}
     if plan.overlays and not zero_shot:
         options["return_heatmaps"] = True
     failed = _run(localizer, plan, options)
@@ -333,7 +335,7 @@ def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> b
     path = plan.overlays[video]
     try:
         path.parent.mkdir(exist_ok=True)
-        write_overlay(video, result, path, heatmaps=result.get("heatmaps"))
+        write_overlay(video, result, path, heatmaps=result.get("heatmaps"), **plan.overlay_options)
     except Exception as error:  # as in `_results`: the other videos must still be written
         say(f"cannot write {path}: {str(error) or type(error).__name__}")
         return False
