@@ -56,6 +56,7 @@ from ave_clip.training.checkpoints import (
     towers_fingerprint,
 )
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
+from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.prediction import measure_decoders, predict_clips, save_predictions
@@ -384,6 +385,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         source.expect(localizer.config, towers)
     is_weak = localizer.config.supervision == "weak"
     train_loader, validation_loader = build_dataloaders(args, accelerator, source, is_weak)
+    fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}
     run = build_run(args, accelerator, localizer, settings)
     results = run.state.finished() if args.resume else None

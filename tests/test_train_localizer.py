@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
@@ -21,6 +23,7 @@ from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.checkpoints import load_audioclip
 from ave_clip.training.features import FeatureStore, FeatureStoreError
 from ave_clip.training.run_state import RunStateError
+from ave_clip.training.splits import SplitError
 from tests.test_examples import AUDIOCLIP
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -230,3 +233,145 @@ def test_features_of_another_encoder_are_refused(script, work, tmp_path):
     model.save_pretrained(tmp_path / "encoder")
     with pytest.raises(FeatureStoreError, match="made by another encoder"):
         script.main(arguments(work, tmp_path / "out", "--model", tmp_path / "encoder"))
+
+
+def write_h5(folder, num_rows=24, with_annotations=True):
+    """Features of another kind: ReLU-like maps of large norm and faint sound, in the peers' layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    start, end = draw.integers(0, 2, num_rows), draw.integers(3, 5, num_rows)
+    kinds = np.sort(np.arange(num_rows) % len(H5_CLASSES))
+    labels = np.full((num_rows, 5), len(H5_CLASSES))
+    for row in range(num_rows):
+        labels[row, start[row] : end[row]] = kinds[row]
+    codes = np.eye(len(H5_CLASSES) + 1)[labels]
+    maps = 50 * np.maximum(draw.normal(size=(num_rows, 5, 2, 2, 6)) + 0.5 * np.tile(codes, 2)[:, :, None, None, :6], 0)
+    sounds = 0.01 * (draw.normal(size=(num_rows, 5, 4)) + 2 * codes)
+    for name, array in {"visual_feature": maps, "audio_feature": sounds, "labels": codes}.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["avadataset"] = array
+    for name, rows in {"train": slice(0, None, 2), "val": slice(1, None, 4), "test": slice(3, None, 4)}.items():
+        with h5py.File(folder / f"{name}_order.h5", "w") as file:
+            file["order"] = np.arange(num_rows)[rows]
+    if with_annotations:
+        lines = [f"{H5_CLASSES[kinds[row]]}&v{row}&good&{start[row]}&{end[row]}" for row in range(num_rows)]
+        (folder / "Annotations.txt").write_text("\n".join(lines) + "\n")
+        (folder / "categories.txt").write_text("\n".join(H5_CLASSES) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("supervision", ["full", "weak"])
+@pytest.mark.parametrize("with_annotations", [True, False])
+def test_h5_features_of_another_kind_train_by_configuration_alone(script, tmp_path, supervision, with_annotations):
+    folder = write_h5(tmp_path / "h5", with_annotations=with_annotations)
+    command = arguments(folder, tmp_path / "out", "--num_epochs", "20", source="h5")
+    results = script.main([*command, f"supervision={supervision}"])
+    found = history(tmp_path / "out")
+    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
+    config = AVEClipForLocalization.from_pretrained(tmp_path / "out").config
+    assert (config.use_encoders, config.image_feature_size, config.audio_feature_size) == (False, 6, 4)
+    assert config.supervision == supervision
+    assert config.num_labels == 4
+    assert results["test"]["none"]["num_videos"] == 6
+    assert results["test"]["none"]["segment_accuracy"] > {"full": 0.7, "weak": 0.5}[supervision]
+
+
+def test_the_options_of_the_optimizer_change_the_run_and_averages_are_what_is_saved(script, tmp_path):
+    folder = write_h5(tmp_path / "h5")
+    options = {
+        "adam": (),
+        "adamw": ("--optimizer", "adamw", "--weight_decay", "0.5"),
+        "ema": ("--ema", "0.5"),
+        "subset": ("--max_train_clips", "6"),
+        "blank": ("--blank_modality", "audio"),
+    }
+    for name, more in options.items():
+        script.main(arguments(folder, tmp_path / name, "--batch_size", "6", *more, source="h5"))
+    losses = {name: [record["loss"] for record in history(tmp_path / name)] for name in options}
+    assert losses["ema"] == losses["adam"]
+    assert not torch.equal(
+        weights(tmp_path / "ema")["audio_lstm.lstm.weight_ih_l0"],
+        weights(tmp_path / "adam")["audio_lstm.lstm.weight_ih_l0"],
+    )
+    assert len({tuple(curve) for curve in losses.values()}) == 4
+    steps = [len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) for name in ("adam", "subset")]
+    assert steps == [3 * 2 + 3, 3 * 1 + 3]
+
+
+def test_training_stops_early_without_improvement(script, tmp_path):
+    folder = write_h5(tmp_path / "h5")
+    more = ("--patience", "2", "--learning_rate", "0", "--num_epochs", "10")
+    script.main(arguments(folder, tmp_path / "out", *more, source="h5"))
+    assert [record["epoch"] for record in history(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_rows_and_keeps_what_was_good(script, tmp_path):
+    folder = write_h5(tmp_path / "h5")
+
+    def train(output, *more):
+        more = ("--save_steps", "1", "--report_to", "none", *more)
+        return script.main([*arguments(folder, output, *more, source="h5"), "normalize_features=false"])
+
+    with h5py.File(folder / "audio_feature.h5", "r+") as file:
+        good = file["avadataset"][10]
+        file["avadataset"][10] = np.nan
+    message = r"The loss is nan at step \d \(epoch 0, batch \d\), rows \[.*\b10\b.*go on with --resume"
+    with pytest.raises(RuntimeError, match=message):
+        train(tmp_path / "out")
+    with h5py.File(folder / "audio_feature.h5", "r+") as file:
+        file["avadataset"][10] = good
+    train(tmp_path / "out", "--resume")
+    train(tmp_path / "clean")
+    assert_same_weights(tmp_path / "out", tmp_path / "clean")
+
+
+def test_a_run_that_stopped_at_a_full_disk_goes_on_to_the_same_weights(script, tmp_path, monkeypatch):
+    folder = write_h5(tmp_path / "h5")
+    save_state, calls = Accelerator.save_state, []
+
+    def fail_at_the_second_state(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return save_state(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", fail_at_the_second_state)
+        with pytest.raises(RunStateError, match=r"No space left.*state-000000 is kept: free space and go on"):
+            script.main(arguments(folder, tmp_path / "out", source="h5"))
+    AVEClipForLocalization.from_pretrained(tmp_path / "out")
+    script.main(arguments(folder, tmp_path / "out", "--resume", source="h5"))
+    script.main(arguments(folder, tmp_path / "whole", source="h5"))
+    assert_same_weights(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_corrupted_shard_and_a_split_without_labels_are_named(script, work, tmp_path):
+    shutil.copytree(work / "features", tmp_path / "features")
+    shard = tmp_path / "features" / "train" / "shard-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-9] ^= 255
+    shard.write_bytes(bytes(content))
+    with pytest.raises(FeatureStoreError, match=r"shard-00000\.safetensors"):
+        script.main(arguments(work, tmp_path / "out", "--features_dir", tmp_path / "features"))
+    folder = write_h5(tmp_path / "h5")
+    with h5py.File(folder / "val_order.h5", "w") as file:
+        file["order"] = np.array([], dtype=np.int64)
+    with pytest.raises(SplitError, match="no validation split"):
+        script.main(arguments(folder, tmp_path / "out", source="h5"))
+
+
+def test_a_corrupted_state_is_named(script, tmp_path):
+    folder = write_h5(tmp_path / "h5")
+    script.main(arguments(folder, tmp_path / "out", source="h5"))
+    state = tmp_path / "out" / "state" / "finished.json"
+    state.write_text("{")
+    with pytest.raises(RunStateError, match=r"finished\.json is missing or damaged"):
+        script.main(arguments(folder, tmp_path / "out", "--resume", source="h5"))
+
+
+def test_several_runs_in_one_process_do_not_influence_each_other(script, tmp_path):
+    folder = write_h5(tmp_path / "h5")
+    script.main(arguments(folder, tmp_path / "first", source="h5"))
+    script.main(arguments(folder, tmp_path / "between", "--seed", "3", "--ema", "0.5", source="h5"))
+    script.main(arguments(folder, tmp_path / "second", source="h5"))
+    assert_same_weights(tmp_path / "first", tmp_path / "second")

@@ -33,6 +33,9 @@ class AVEClipConfig(PreTrainedConfig):
         visual_feature_type (`str`):
             `"dense"` (every location in the joint space), `"layer4"` (the last convolutional map, then a linear
             layer) or `"pooled"` (one embedding a segment).
+        normalize_features (`bool`):
+            Whether image and audio features are brought to mean 0 and spread 1 first, by statistics of the training
+            clips that are kept with the weights. For features of other encoders, whose scale may be anything.
         agva_hidden_size (`int`), agva_attention_size (`int`):
             Widths inside audio-guided visual attention.
         hidden_size (`int`):
@@ -80,6 +83,7 @@ class AVEClipConfig(PreTrainedConfig):
     image_feature_size: int | None = None
     audio_feature_size: int | None = None
     visual_feature_type: str = "dense"
+    normalize_features: bool = False
     agva_hidden_size: int = 512
     agva_attention_size: int = 49
     hidden_size: int = 256

@@ -67,6 +67,21 @@ class AVEClipLocalizationOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
+class AVEClipFeatureNorm(nn.Module):
+    """Features minus their mean, divided by their spread over the training clips, one of each a feature.
+
+    Does nothing until the training fills both in.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.spread
+
+
 class AVEClipBidirectionalLSTM(nn.Module):
     """One-layer BiLSTM whose two directions together are `output_size` wide; padding at the end is skipped."""
 
@@ -324,6 +339,9 @@ class AVEClipPreTrainedModel(InferenceSwitch):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, AVEClipFeatureNorm):
+            init.zeros_(module.mean)
+            init.ones_(module.spread)
         elif isinstance(module, nn.LSTM):
             bound = 1 / math.sqrt(module.hidden_size)
             for parameter in module.parameters():
@@ -343,6 +361,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         ):  # not `_from_config`: the dtype saved with a nested config would override the asked one
             self.vision_model = AudioCLIPVisionModel(config.audioclip_config.vision_config)
             self.audio_model = AudioCLIPAudioModel(config.audioclip_config.audio_config)
+        self.image_norm = AVEClipFeatureNorm(visual_size) if config.normalize_features else None
+        self.audio_norm = AVEClipFeatureNorm(audio_size) if config.normalize_features else None
         self.visual_map_projection = None
         if config.visual_feature_type == "layer4":
             joint_size = config.audioclip_config.vision_config.projection_dim
@@ -468,6 +488,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             `(batch_size, num_segments, width)` and the weights `(batch_size, num_segments, num_locations)`.
         """
         locations = image_features.unsqueeze(2) if image_features.dim() == 3 else image_features
+        if self.image_norm is not None:
+            locations, audio_features = self.image_norm(locations), self.audio_norm(audio_features)
         if self.visual_map_projection is not None:
             locations = self.visual_map_projection(locations)
         if self.visual_attention is None or locations.shape[2] == 1:
@@ -493,6 +515,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             [`AVEClipLocalizationOutput`] without losses.
         """
         lengths = self._lengths(segment_mask)
+        if self.audio_norm is not None:
+            audio_features = self.audio_norm(audio_features)
         video = self.dropout(self.video_lstm(visual, lengths))  # (B, T, d)
         audio = self.dropout(self.audio_lstm(audio_features, lengths))
         fused, temporal, feature = self.fusion(torch.cat([video, audio], dim=-1), lengths, output_attentions)

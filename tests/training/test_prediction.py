@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
 
 from ave_clip.training.features import collate_clips
-from ave_clip.training.prediction import measure_decoders, predict_clips
+from ave_clip.training.prediction import measure_decoders, predict_clips, save_predictions
 
 
 class Echo(torch.nn.Module):
@@ -38,8 +39,8 @@ def predict(clips, batch_size=2, **options):
 def test_every_clip_comes_back_once_without_padding():
     clips = make_clips()
     probabilities, labels, rows = predict(clips)
-    assert rows == [4, 9, 1]
-    for clip, predicted, true in zip(clips, probabilities, labels):
+    assert rows == [1, 4, 9]
+    for clip, predicted, true in zip([clips[2], *clips[:2]], probabilities, labels):
         np.testing.assert_allclose(predicted, clip["audio_features"].softmax(dim=-1).numpy(), rtol=1e-6)
         assert true.tolist() == clip["labels"].tolist()
 
@@ -59,3 +60,15 @@ def test_decoders_are_measured_side_by_side():
     assert results["none"]["segment_accuracy"] == 1.0
     assert results["merge"]["segment_accuracy"] == 6 / 7
     assert measure_decoders(probabilities, labels, 1, ("merge",))["merge"]["segment_accuracy"] == 1.0
+
+
+def test_saved_predictions_are_those_that_were_made_padded_to_one_length(tmp_path):
+    predictions = predict(make_clips())
+    save_predictions(tmp_path / "predictions.safetensors", {"test": predictions})
+    saved = load_file(tmp_path / "predictions.safetensors")
+    assert saved["test_probabilities"].shape == (3, 5, 3)
+    assert saved["test_rows"].tolist() == [1, 4, 9]
+    assert saved["test_labels"][1].tolist() == [*predictions[1][1], -100, -100, -100]
+    for clip, kept in zip(predictions[0], saved["test_probabilities"]):
+        np.testing.assert_array_equal(kept[: len(clip)].numpy(), clip)
+        assert not kept[len(clip) :].any()

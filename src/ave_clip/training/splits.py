@@ -125,7 +125,7 @@ class H5Splits:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Fields of `AVEClipConfig` that follow from the features: no towers, these widths."""
+        """Fields of `AVEClipConfig` that follow from the features: no towers, these widths, any scale."""
         features = next(iter(self.splits.values()))
         is_map = features[0]["image_features"].dim() == 3
         return {
@@ -133,6 +133,7 @@ class H5Splits:
             "image_feature_size": features.image_feature_size,
             "audio_feature_size": features.audio_feature_size,
             "visual_feature_type": "dense" if is_map else "pooled",
+            "normalize_features": True,
         }
 
     @property
