@@ -326,8 +326,11 @@ def _judge_finding(
     if finding.better not in counts or finding.worse not in counts:
         return {**content, "verdict": UNMEASURED}
     compared = difference(counts[finding.better], counts[finding.worse])
+    content |= {"verdict": judge(compared), "difference": compared}
     networks = difference(before[finding.better], before[finding.worse])
-    return {**content, "verdict": judge(compared), "difference": compared, "before_post_processing": networks}
+    if any(networks["per_seed"]):  # else both rows decode the same networks
+        content["before_post_processing"] = {"verdict": judge(networks), **networks}
+    return content
 
 
 # ── the card ──
@@ -366,12 +369,13 @@ def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
         "",
         *(f"- {text}." for text in data),
         "",
+        *[line for text in sorted({table["about_settings"] for table in tables}) if text for line in (text, "")],
         "So compare the differences between rows, not their heights. Each row is trained with the same settings over "
         f"{seeds} seed(s); the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
-        "deviation over the seeds, *interval* (95 %) a bootstrap over the test videos of the mean over the seeds. A "
+        "deviation over the seeds; intervals, also in brackets, are 95 % bootstrap intervals over the test videos. A "
         "finding *holds* (or is *reversed*) only where the interval of the difference leaves zero out and all seeds "
-        "agree in its sign. Unless a row says otherwise, *ours* is after the paper's post-processing with W = 3; the "
-        "last columns tell what the networks say without it.",
+        "agree in its sign; in twenty such verdicts, one can be chance. Unless a row says otherwise, *ours* is after "
+        "the paper's post-processing with W = 3; the last columns tell what the networks say without it.",
     ]
     return "\n".join([*lines, *_ceiling_lines(tables)])
 
@@ -429,8 +433,7 @@ def _sentence(number: int, finding: Mapping[str, Any]) -> str:
     text = f"{finding['text']} (Table {number}; the paper: {finding['paper']:+.1f}"
     if "difference" not in finding:
         return f"{text})"
-    low, high = finding["difference"]["interval"]
-    return f"{text}; here {_points(finding['difference']['mean'])}, interval {_points(low)} to {_points(high)})"
+    return f"{text}; here {_spread(finding['difference'])}{_networks(finding, '; without post-processing ')})"
 
 
 def _grid(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -462,23 +465,29 @@ def _measures(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _finding_lines(findings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield _line(["the paper's finding", "paper", "ours", "interval", "verdict", "without post-processing"])
-    yield _line(["---"] * 6)
+    yield _line(["the paper's finding", "paper", "ours", "verdict", "without post-processing"])
+    yield _line(["---"] * 5)
     for finding in findings:
-        shown = ["", ""]
-        networks = ""
-        if "difference" in finding:
-            low, high = finding["difference"]["interval"]
-            shown = [_points(finding["difference"]["mean"]), f"{_points(low)} to {_points(high)}"]
-            networks = _points(finding["before_post_processing"]["mean"])
-        yield _line([finding["text"], f"{finding['paper']:+.1f}", *shown, finding["verdict"], networks])
+        ours = _spread(finding["difference"]) if "difference" in finding else ""
+        yield _line([finding["text"], f"{finding['paper']:+.1f}", ours, finding["verdict"], _networks(finding)])
 
 
 def _to_reference(row: Mapping[str, Any]) -> str:
     if "difference" not in row:
         return "reference"
-    low, high = row["difference"]["interval"]
-    return f"{_points(row['difference']['mean'])} ({_points(low)} to {_points(high)})"
+    return _spread(row["difference"])
+
+
+def _networks(finding: Mapping[str, Any], lead: str = "") -> str:
+    if "before_post_processing" not in finding:
+        return ""
+    before = finding["before_post_processing"]
+    return f"{lead}{_spread(before)}: {before['verdict']}"
+
+
+def _spread(compared: Mapping[str, Any]) -> str:
+    low, high = compared["interval"]
+    return f"{_points(compared['mean'])} ({_points(low)} to {_points(high)})"
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ it was: finished rows are kept, and a network that stands in several tables is t
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -225,10 +226,14 @@ class Training:
         return all((self.folder / name).exists() for name in (RESULTS, PREDICTIONS))
 
 
+def settings_file(args: argparse.Namespace) -> Path:
+    """YAML of what all rows share."""
+    return Path(args.stage3_config or CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml")
+
+
 def load_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that all rows share."""
-    default = CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml"
-    settings = yaml.safe_load(Path(args.stage3_config or default).read_text(encoding="utf-8")) or {}
+    settings = yaml.safe_load(settings_file(args).read_text(encoding="utf-8")) or {}
     localizer = settings.get("localizer") or {}
     if not isinstance(localizer, Mapping):
         localizer = parse_overrides(localizer, AVEClipConfig)
@@ -363,7 +368,10 @@ def collect(
 def describe(args: argparse.Namespace, argv: Sequence[str] | None, sources: Mapping[str, Source | str]) -> dict:
     """What the numbers of a table rest on."""
     used = {name: source.description for name, source in sources.items() if isinstance(source, Source)}
-    return {"data": used, "seeds": args.seeds, "settings": load_settings(args), **describe_run(args, argv)}
+    lines = settings_file(args).read_text(encoding="utf-8").splitlines()
+    about = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+    facts = {"data": used, "seeds": args.seeds, "settings": load_settings(args), "about_settings": about}
+    return {**facts, **describe_run(args, argv)}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[int, dict]:

@@ -232,17 +232,13 @@ def test_the_table_says_what_perfect_labels_would_reach(measured_table):
 
 
 def test_the_card_shows_what_was_run_and_says_what_was_not(tables, measured_table):
-    about = {
-        "data": {"data": "made-up clips"},
-        "seeds": 1,
-        "settings": {"num_epochs": 2},
-        "command": "run_ablations.py",
-    }
+    about = {"data": {"data": "made-up clips"}, "seeds": 1, "command": "x.py"}
+    about |= {"settings": {"num_epochs": 2}, "about_settings": "Few epochs."}
     card = tables.render_card([{**measured_table, **about, "versions": {"torch": "2"}, "machine": {"threads": 1}}])
     assert "| W = 1s | 83.2 | 91.7 |" in card
     assert "| W = 5s | 82.3 | not run: no data |" in card
     assert "- W = 3 is better than W = 5. (Table 7; the paper: +1.4)" in card.split("**Was not run here**")[1]
-    assert "- made-up clips." in card
+    assert "- made-up clips.\n\nFew epochs.\n" in card
     assert "num_epochs: 2" in card
 
 
