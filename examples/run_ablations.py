@@ -27,7 +27,9 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import extract_features
 import torch
+import train_localizer
 import yaml
 from ablation_tables import (
     CONFIGS,
@@ -55,6 +57,7 @@ from ave_clip.training.arguments import (
     write_json,
 )
 from ave_clip.training.checkpoints import load_audioclip, load_encoder, load_feature_extractor, towers_fingerprint
+from ave_clip.training.features import FeatureStore
 from ave_clip.training.splits import FeatureSplits, H5Splits
 
 logger = logging.getLogger("run_ablations")
@@ -145,29 +148,32 @@ def open_data(args: argparse.Namespace) -> Source:
 
 
 def feature_source(model: str | Path, folder: str | Path, description: str) -> Source:
-    fingerprint = FeatureSplits(folder).fingerprint
-    return Source({"model": str(model), "features_dir": str(folder)}, fingerprint, description)
+    """Features of stage 2; their three splits must be there, made by this encoder."""
+    encoder = towers_fingerprint(load_encoder(model))
+    for split in extract_features.SPLITS:
+        FeatureStore(Path(folder) / split).check_encoder(encoder)
+    return Source({"model": str(model), "features_dir": str(folder)}, FeatureSplits(folder).fingerprint, description)
 
 
 def h5_source(folder: str, annotations_dir: str | None) -> Source:
+    """Peers' features; their three splits must be there."""
+    splits = H5Splits(folder, annotations_dir=annotations_dir)
+    missing = [split for split in extract_features.SPLITS if splits.open(split) is None]
+    if missing:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)} split: rows are trained, chosen and measured.")
     arguments = {"h5_dir": folder} | ({"annotations_dir": annotations_dir} if annotations_dir else {})
-    fingerprint = H5Splits(folder, annotations_dir=annotations_dir).fingerprint
-    return Source(arguments, fingerprint, "h5 files of the peers")
+    return Source(arguments, splits.fingerprint, "h5 files of the peers")
 
 
 def extract(args: argparse.Namespace, model: str | Path, clips: Path, features: Path, *options: str) -> None:
     """Run stage 2; it goes on where it was stopped."""
-    import extract_features
-
     arguments = ["--model", str(model), "--data_dir", str(clips), "--output_dir", str(features), *options]
     arguments += ["--num_workers", str(args.num_workers)] if args.num_workers else []
     extract_features.main([*arguments, *(["--cpu"] if args.cpu else [])])
 
 
 def synthetic_folder(args: argparse.Namespace) -> Path:
-    from train_localizer import SYNTHETIC_FOLDER
-
-    return Path(args.synthetic_dir or SYNTHETIC_FOLDER)
+    return Path(args.synthetic_dir or train_localizer.SYNTHETIC_FOLDER)
 
 
 def make_synthetic(args: argparse.Namespace, model: str | Path, encoders: str) -> Source:
@@ -278,8 +284,6 @@ def plan_tables(
 
 def train(training: Training) -> None:
     """Train one row with one seed; a training that was killed goes on from its last state."""
-    import train_localizer
-
     training.folder.mkdir(parents=True, exist_ok=True)
     config = training.folder / SETTINGS
     with atomic_file(config) as partial:
@@ -369,7 +373,9 @@ def describe(args: argparse.Namespace, argv: Sequence[str] | None, sources: Mapp
     """What the numbers of a table rest on."""
     used = {name: source.description for name, source in sources.items() if isinstance(source, Source)}
     lines = settings_file(args).read_text(encoding="utf-8").splitlines()
-    about = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+    # The first lines of the file say what it is for; a command, which is indented, ends them.
+    words = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#  "), lines)
+    about = " ".join(line.removeprefix("# ") for line in words)
     facts = {"data": used, "seeds": args.seeds, "settings": load_settings(args), "about_settings": about}
     return {**facts, **describe_run(args, argv)}
 

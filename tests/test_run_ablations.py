@@ -15,6 +15,7 @@ import yaml
 from ave_clip import AVEClipConfig, AVEClipForLocalization
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.arguments import parse_overrides, write_json
+from ave_clip.training.features import FeatureStoreError
 from tests.conftest import tiny_localizer, tiny_processor
 from tests.test_train_localizer import write_h5
 
@@ -433,6 +434,22 @@ def test_peers_files_serve_as_data_and_as_their_row_of_table_2(ablations, tables
     assert all(clip.shape == (5,) for clip in labels)
     with pytest.raises(ValueError, match="has no train predictions"):
         tables.read_predictions(training.folder / "predictions.safetensors", "train")
+
+
+def test_data_without_a_test_split_or_of_another_encoder_is_refused_before_anything_is_trained(
+    ablations, run_arguments, tmp_path
+):
+    args = ablations.parse_args([*run_arguments, "--output_dir", str(tmp_path / "out")])
+    features = Path(ablations.open_data(args).arguments["features_dir"])
+    with pytest.raises(FeatureStoreError, match="made by another encoder"):
+        ablations.feature_source(ablations.ave_clip.DEFAULT_CHECKPOINT, features, "")
+    (features / "test").rename(features / "taken-away")
+    with pytest.raises(FeatureStoreError, match="holds no manifest"):
+        ablations.feature_source(args.model, features, "")
+    folder = write_h5(tmp_path / "h5")
+    (folder / "test_order.h5").unlink()
+    with pytest.raises(ValueError, match=r"test split|test_order"):
+        ablations.h5_source(str(folder), None)
 
 
 def test_untrained_towers_are_the_same_each_time_and_fit_stage_2(ablations, tmp_path):
