@@ -346,16 +346,18 @@ def render_table(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *([""] if notes else []), *notes, "", *_finding_lines(content["findings"])])
 
 
-def render_card(tables: Sequence[Mapping[str, Any]]) -> str:
+def render_card(tables: Sequence[Mapping[str, Any]], remarks: str = "") -> str:
     """Show all measured tables and what they say together.
 
     Args:
         tables (`Sequence[Mapping[str, Any]]`): Contents of `tableN.json`, in order.
+        remarks (`str`): Someone's reading of them, in Markdown.
 
     Returns:
         `str`: Markdown.
     """
     parts = ["# Ablations: the paper's Tables 2 to 7", _introduction(tables), summarize(tables)]
+    parts += [f"## Remarks\n\n{remarks.strip()}"] if remarks else []
     parts += [render_table(table).strip() for table in tables]
     return "\n\n".join([*parts, _environment(tables)]) + "\n"
 
@@ -438,7 +440,7 @@ def _sentence(number: int, finding: Mapping[str, Any]) -> str:
 
 def _grid(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     names = list(dict.fromkeys(row["row"] for row in rows))
-    columns = list(dict.fromkeys(row["column"] for row in rows))
+    columns = max(([row["column"] for row in rows if row["row"] == name] for name in names), key=len)
     cells = {(row["row"], row["column"]): f"{row['paper']:.1f} / {_accuracy(row)}" for row in rows}
     yield _line(["paper / ours", *columns])
     yield _line(["---"] * (len(columns) + 1))

@@ -406,13 +406,15 @@ def main(argv: Sequence[str] | None = None) -> dict[int, dict]:
 def write_card(card: Path, results_dir: Path) -> None:
     """Show all tables of a folder in one card."""
     with atomic_file(card) as partial:
-        partial.write_text(render_card(read_tables(results_dir)), encoding="utf-8")
+        partial.write_text(card_text(results_dir), encoding="utf-8")
     logger.info("Wrote %s.", card)
 
 
-def read_tables(folder: Path) -> list[dict[str, Any]]:
-    """The tables that were measured into a folder, in order."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("table*.json"))]
+def card_text(results_dir: Path) -> str:
+    """The card of the tables that were measured into a folder, with its `remarks.md`, where someone wrote one."""
+    tables = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_dir.glob("table*.json"))]
+    remarks = results_dir / "remarks.md"
+    return render_card(tables, remarks.read_text(encoding="utf-8") if remarks.exists() else "")
 
 
 if __name__ == "__main__":

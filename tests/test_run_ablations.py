@@ -257,15 +257,33 @@ def test_a_table_with_columns_is_shown_as_the_paper_prints_it(tables):
     table = tables.load_table(5)
     content = tables.measure_table(table, {row.id: "nothing was trained" for row in table.rows})
     text = tables.render_table(content)
-    assert "| paper / ours | independent weights | shared weights |" in text
-    assert "| 10s | 81.6 / not run | - |" in text
-    assert "| 10s + 5s | 82.7 / not run | 82.4 / not run |" in text
+    assert "| paper / ours | shared weights | independent weights |" in text
+    assert "| 10s | - | 81.6 / not run |" in text
+    assert "| 10s + 5s | 82.4 / not run | 82.7 / not run |" in text
 
 
 @pytest.mark.skipif(not (CARDS / "results" / "ablations").exists(), reason="no ablations have been run")
-def test_the_committed_card_is_made_from_the_committed_results(tables, ablations):
-    expected = tables.render_card(ablations.read_tables(CARDS / "results" / "ablations"))
+def test_the_committed_card_is_made_from_the_committed_results(ablations):
+    expected = ablations.card_text(CARDS / "results" / "ablations")
     assert (CARDS / "ablations.md").read_text(encoding="utf-8") == expected
+
+
+def test_remarks_on_the_results_go_into_their_card(ablations, tables, measured_table, tmp_path):
+    about = {
+        "data": {},
+        "seeds": 1,
+        "settings": {},
+        "about_settings": "",
+        "command": "",
+        "versions": {},
+        "machine": {},
+    }
+    write_json(tmp_path / "table7.json", {**measured_table, **about})
+    plain = ablations.card_text(tmp_path)
+    (tmp_path / "remarks.md").write_text("Few clips.\n")
+    with_remarks = ablations.card_text(tmp_path)
+    assert "Remarks" not in plain
+    assert with_remarks.replace("## Remarks\n\nFew clips.\n\n", "") == plain
 
 
 # ── which trainings there are ──
