@@ -46,8 +46,8 @@ def rewrite_video(
     Args:
         source (`str` or `os.PathLike`): Path or http(s) URL. It is opened twice, for picture and sound.
         output (`str` or `os.PathLike`): The mp4 file; one that exists is replaced.
-        draw (`Callable`, *optional*): Called for each frame with its planes, writable uint8 arrays, Y `(height, width)`
-            and U and V `(height / 2, width / 2)`, and the time in seconds at which it appears.
+        draw (`Callable`, *optional*): Called for each frame with its planes, writable uint8 arrays of shape
+            `(height, width)` for Y and half of that for U and V, and the time in seconds at which it appears.
         size (`tuple[int, int]`, *optional*): Even height and width of the pictures; [`even_size`] by default.
         progress (`Callable`, *optional*): Called with the time of each frame.
         sound_bit_rate (`int`, *optional*): Encode the sound to AAC of so many bits a second rather than copy it.
