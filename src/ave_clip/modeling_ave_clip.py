@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ave_clip import AVEClipConfig
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
+from .modeling_feature_attention import feature_attention, feature_map
 from .modeling_inference import InferenceSwitch
 
 IGNORED_LABEL = -100
@@ -214,7 +215,12 @@ class AVEClipFusionProjections(nn.Module):
 
 
 def multi_domain_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: BlockLayout, domains: str
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: BlockLayout,
+    domains: str,
+    need_feature_maps: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Temporal and feature attention over every block of one window (eq. 8-10).
 
@@ -222,19 +228,24 @@ def multi_domain_attention(
         query, key, value (`torch.Tensor` of shape `(batch_size, num_segments, d)`): Projected features.
         layout (`BlockLayout`): The window's blocks.
         domains (`str`): `"both"`, `"temporal"` or `"feature"`.
+        need_feature_maps (`bool`): Whether to return the feature maps, which takes more time and memory.
 
     Returns:
         The attended features `(batch_size, num_segments, d)`, the temporal maps `(batch_size, blocks, m, m)` (rows
-        sum to 1) and the feature maps `(batch_size, blocks, d, d)` (columns sum to 1); `None` for an unused domain.
+        sum to 1) and the feature maps `(batch_size, blocks, d, d)` (columns sum to 1) if needed; `None` for an unused
+        domain.
     """
     query, key, attended = layout.split(query), layout.split(key), layout.split(value)  # (B, c, m, d)
     temporal = feature = None
     if domains != "temporal":
         real_key = key if layout.is_regular else key * layout.slot_is_real.unsqueeze(-1)
-        scale = layout.sizes.to(key.dtype).rsqrt()[..., None, None]
+        scaled_key = real_key * layout.sizes.to(key.dtype).rsqrt()[..., None, None]
         # Softmax over the rows' index: each output feature is a convex mix of the value's features.
-        feature = torch.matmul(real_key.transpose(-1, -2) * scale, query).softmax(dim=-2)  # (B, c, d, d)
-        attended = torch.matmul(attended, feature)
+        if need_feature_maps:
+            feature = feature_map(query, scaled_key)  # (B, c, d, d)
+            attended = torch.matmul(attended, feature)
+        else:
+            attended = feature_attention(query, scaled_key, attended)
     if domains != "feature":
         scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])  # (B, c, m, m)
         if not layout.is_regular:
@@ -282,11 +293,13 @@ class AVEClipMultiWindowTemporalFusion(nn.Module):
         for number, window in enumerate(self.window_sizes):
             copy = number % len(projected)
             layout = BlockLayout(features.shape[1], window, lengths, features.device)
-            fused, temporal, feature = multi_domain_attention(*projected[copy], layout, self.attention_domains)
+            fused, temporal, feature = multi_domain_attention(
+                *projected[copy], layout, self.attention_domains, output_attentions
+            )
             outputs.append(fused + skipped[copy] if skipped else fused)
             if output_attentions and temporal is not None:
                 temporal_maps.append(layout.block_diagonal(temporal))
-            if output_attentions and feature is not None:
+            if feature is not None:
                 feature_maps.append(feature)
         fused = self.dropout(torch.cat(outputs, dim=-1))  # (B, T, N * d)
         return fused, tuple(temporal_maps) or None, tuple(feature_maps) or None

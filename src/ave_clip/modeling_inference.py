@@ -167,9 +167,10 @@ class InferenceSwitch(AlignedPreTrainedModel):
 
         Each tower then answers from a private copy of its convolutions with batch normalisation folded in, in
         channels-last memory. `state_dict`, `save_pretrained`, `parameters` and copies of the model never see it. It is
-        made at the first use, dropped by `train()` and whenever weights change, move or are loaded, and made again at
-        the next use. Training, gradients, autocast, `output_hidden_states`, `output_attentions`, `torch.compile` and
-        `torch.export` of the model itself use the plain form. Forward hooks within a tower are not called.
+        made at once (in training mode: at the first use), dropped by `train()` and whenever weights change, move or
+        are loaded, and made again at the next use. Training, gradients, autocast, `output_hidden_states`,
+        `output_attentions`, `torch.compile` and `torch.export` of the model itself use the plain form. Forward hooks
+        within a tower are not called.
 
         Costs the memory of one more copy of the convolutions (0.2 GB in float32, 0.1 GB in bfloat16 for AudioCLIP).
         Text tower and localizer are unaffected.
@@ -188,8 +189,12 @@ class InferenceSwitch(AlignedPreTrainedModel):
             ValueError: if the dtype is not a floating one, or if layers were replaced (by adapters, for example).
         """
         options = InferenceOptions(_inference_dtype(dtype), bool(compile))
-        for tower in self._foldable_towers():
-            tower._set_inference(options)
+        try:
+            for tower in self._foldable_towers():
+                tower._set_inference(options)
+        except ValueError:
+            self.undo_inference_optimization()
+            raise
         return self
 
     def undo_inference_optimization(self) -> "InferenceSwitch":
@@ -213,29 +218,40 @@ class FoldableTower(InferenceSwitch):
         raise NotImplementedError
 
     def _set_inference(self, options: InferenceOptions | None) -> None:
-        if options is not None:
-            _warn_of_slow_dtype(self.device, options.dtype)
         if options != self._inference_options:
             self._held_copy = None
         self._inference_options = options
+        if options is not None:
+            _warn_of_slow_dtype(self.device, options.dtype)
+            if not self.training and not self._is_incomplete():
+                self._current_copy()
 
     def _folded(self, inputs: torch.Tensor, **kwargs) -> nn.Module | None:
         """The copy, if it is wanted and may answer for this call."""
-        options = self._inference_options
-        if options is None or self.training or torch.is_grad_enabled() or self._must_be_plain(inputs, kwargs):
+        if self._inference_options is None or self.training or torch.is_grad_enabled():
             return None
+        return None if self._must_be_plain(inputs, kwargs) else self._current_copy()
+
+    def _current_copy(self) -> nn.Module:
         state = self._weights_state()
         if self._held_copy is None or self._held_copy.state != state:
             self._held_copy = None  # free the old one first
             with torch.inference_mode(False), torch.no_grad():
-                self._held_copy = HeldCopy(self._make_copy(options), state)
+                self._held_copy = HeldCopy(self._make_copy(self._inference_options), state)
         return self._held_copy.module
 
     def _must_be_plain(self, inputs: torch.Tensor, kwargs: dict) -> bool:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(inputs.device.type):
             return True
         wanted = (kwargs.get(name, getattr(self.config, name, False)) for name in _RECORDED)
-        return any(wanted) or any(tensor.is_meta for tensor in itertools.chain(self.parameters(), self.buffers()))
+        return any(wanted) or self._is_incomplete()
+
+    def _is_incomplete(self) -> bool:
+        """Whether weights are elsewhere (offloaded, or not loaded yet)."""
+        return any(tensor.is_meta for tensor in self._tensors())
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        return itertools.chain(self.parameters(), self.buffers())
 
     def _make_copy(self, options: InferenceOptions) -> nn.Module:
         dtype = self.conv1.weight.dtype if options.dtype is None else options.dtype
@@ -246,9 +262,9 @@ class FoldableTower(InferenceSwitch):
         return copy
 
     def _weights_state(self) -> tuple:
-        tensors = itertools.chain(self.parameters(), self.buffers())
         return tuple(
-            (id(tensor), tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors
+            (id(tensor), tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            for tensor in self._tensors()
         )
 
     def train(self, mode: bool = True) -> "FoldableTower":
