@@ -10,7 +10,7 @@ import torch
 from transformers import pipeline
 
 import ave_clip
-from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, WindowLogits, ahead
+from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, WindowLogits, ahead, find_frame_sources
 from ave_clip.video_io import probe_video
 
 from .conftest import tiny_processor
@@ -113,7 +113,7 @@ def test_segments_are_given_out_before_the_video_ends(localizer, tmp_path):
     parts = list(localizer.stream(path, overlap=0.5, decoder="merge"))
     expected, raw = localizer(path, overlap=0.5, decoder="merge"), localizer(path, overlap=0.5, decoder="none")
     early = [segment for part in parts[:-1] for segment in part["segments"]]
-    assert [len(part["segments"]) for part in parts[:-1]] == [10, 10, 10, 3]
+    assert [len(part["segments"]) for part in parts[:-1]] == [2, 10, 10, 10, 1]
     assert parts[-1] == expected
     assert [(s["start"], s["end"], s["label"]) for s in early] == [
         (s["start"], s["end"], s["label"]) for s in raw["segments"][:33]
@@ -160,7 +160,7 @@ def test_frames_are_encoded_once_although_windows_overlap(localizer, tmp_path, m
         type(localizer.model), "encode", lambda self, *args: encoded.append(int(args[3].sum())) or encode(self, *args)
     )
     localizer(str(path), overlap=0.9)
-    assert encoded == [10, 10, 3]
+    assert encoded == [2, 10, 10, 1]
 
 
 def test_silent_video_yields_no_events_and_neither_does_sound_alone(localizer, tmp_path):
@@ -194,7 +194,7 @@ def test_a_file_that_declares_no_duration_has_its_real_times(localizer, tmp_path
     steps = []
     result = localizer(str(live), progress=lambda *step: steps.append(step[1:]))
     assert [(s["start"], s["end"]) for s in result["segments"]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert steps == [(4, 4)]
+    assert steps == [(2, 3), (4, 4)]
 
 
 def test_a_silent_film_that_is_cut_off_is_only_as_long_as_what_is_there(localizer, tmp_path):
@@ -215,8 +215,57 @@ def test_top_k_and_heatmaps_on_demand(localizer, tmp_path):
 def test_progress_is_told_after_each_block(localizer, tmp_path):
     path, steps = str(write_recording(tmp_path / "long.mp4", 23.0)), []
     localizer(path, progress=lambda *step: steps.append(step))
-    assert [step[1:] for step in steps] == [(10, 23), (20, 23), (23, 23)]
+    assert [step[1:] for step in steps] == [(2, 23), (12, 23), (22, 23), (23, 23)]
     assert steps[0][0].endswith("long.mp4")
+
+
+@pytest.fixture
+def encoded_frames(localizer, monkeypatch):
+    """How many frames each call of the image tower got."""
+    counts, encode = [], localizer.model._frame_features
+
+    def counting(frames):
+        counts.append(len(frames))
+        return encode(frames)
+
+    monkeypatch.setattr(localizer.model, "_frame_features", counting)
+    return counts
+
+
+def test_exact_repeats_are_encoded_once_without_changing_the_result(localizer, encoded_frames):
+    shown = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    frames = shown[[0, 0, 0, 1, 1, 0, 2, 2, 2, 2, 3, 3]]  # two a segment
+    video = {"frames": frames, "audio": np.zeros(6 * 8000, np.float32), "sampling_rate": 8000}
+    plain = localizer(video, decoder="none", return_heatmaps=True)
+    num_plain = sum(encoded_frames)
+    shared = localizer(video, decoder="none", return_heatmaps=True, frame_tolerance=0)
+    assert (num_plain, sum(encoded_frames) - num_plain) == (12, 6)  # the fifth picture begins the second block
+    assert scores(shared) == pytest.approx(scores(plain), abs=1e-6)
+    np.testing.assert_allclose(shared["heatmaps"], plain["heatmaps"], atol=1e-6)
+
+
+def test_shared_frames_stay_with_their_video_in_a_batch(localizer, tmp_path):
+    rng = np.random.default_rng(0)
+    videos = [
+        {"frames": np.repeat(rng.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8), count, axis=0)}
+        for count in (3, 5, 1)
+    ]
+    for video in videos:
+        video |= {"audio": rng.normal(size=len(video["frames"]) // 2 * 8000).clip(-1, 1), "sampling_rate": 8000}
+    expected = [localizer(video, decoder="none") for video in videos]
+    shared = localizer(videos, decoder="none", frame_tolerance=0, batch_size=3)
+    for result, alone in zip(shared, expected, strict=True):
+        assert scores(result) == pytest.approx(scores(alone), abs=1e-5)
+
+
+def test_frames_within_the_tolerance_of_the_last_encoded_one_share_its_encoding():
+    levels = torch.tensor([[10, 11, 12], [13, 14, 12]])  # a slow fade: 12 is 2 away from 10, 13 is 3 away
+    pixels = levels.to(torch.uint8).view(1, 2, 3, 1, 1, 1).expand(1, 2, 3, 3, 4, 4)
+    everywhere = torch.ones(1, 2, 3, dtype=torch.bool)
+    assert find_frame_sources(pixels, everywhere, 2).flatten().tolist() == [0, 0, 0, 3, 3, 3]
+    assert find_frame_sources(pixels, everywhere, 0.5).flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    gap = torch.tensor([[[False, True, True], [False, True, False]]])
+    assert find_frame_sources(pixels, gap, 2)[gap].tolist() == [1, 1, 4]
 
 
 def test_decoded_arrays_are_taken_too(localizer):
@@ -260,6 +309,8 @@ def test_half_precision_weights_give_the_same_labels(checkpoint, dtype, model):
         ({"min_event_segment": 3}, "Unknown options"),
         ({"progress": "yes"}, "got 'yes'"),
         ({"overlap": "half"}, "got 'half'"),
+        ({"frame_tolerance": -0.5}, "got -0.5"),
+        ({"frame_tolerance": "some"}, "got 'some'"),
     ],
 )
 def test_bad_options_are_named(localizer, options, message):

@@ -441,6 +441,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         input_values: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
+        frame_sources: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames and sound to the features of stage 2 (sec. 3.3); padding is not computed.
 
@@ -453,6 +454,9 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
                 `False` where a frame lacks.
             segment_mask (`torch.BoolTensor` of shape `(batch_size, num_segments)`, *optional*):
                 `False` where a segment is padding.
+            frame_sources (`torch.LongTensor` of shape `(batch_size, num_segments, num_frames)`, *optional*):
+                For each frame, the number of the frame whose encoding it takes, counted over the whole batch; a frame
+                that no other refers to is not encoded. Each its own without it.
 
         Returns:
             `image_features` `(batch_size, num_segments, num_locations, width)`, the mean over a segment's frames and
@@ -468,13 +472,9 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         if frame_mask is not None:
             frames = frames & frame_mask.to(segments.device, torch.bool)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders_frozen):
-            image_features = self._encode_frames(pixel_values, frames)
+            image_features = encode_frames(self._frame_features, pixel_values, frames, frame_sources)
             audio_features = self._encode_audio(input_values, segments)
         return image_features, audio_features
-
-    def _encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        embeds = encode_in_chunks(self._frame_features, pixel_values[frame_mask])
-        return mean_over_frames(embeds, frame_mask)  # (B, T, P, D) or (B, T, D)
 
     def _frame_features(self, frames: torch.Tensor) -> torch.Tensor:
         kind = self.config.visual_feature_type
@@ -759,6 +759,30 @@ def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], items: torc
     if torch.is_grad_enabled() or len(items) <= ENCODER_CHUNK_SIZE:
         return encode(items)
     return torch.cat([encode(chunk) for chunk in items.split(ENCODER_CHUNK_SIZE)])
+
+
+def encode_frames(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    frame_mask: torch.Tensor,
+    frame_sources: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Encode the real frames of each segment and average them (sec. 3.3).
+
+    Args:
+        encode (`Callable`): A tower, from `(number, 3, height, width)` to `(number, ...)`.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_segments, num_frames, 3, height, width)`): Frames.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_segments, num_frames)`): Which frames are real.
+        frame_sources (`torch.LongTensor`, like `frame_mask`, *optional*): See [`AVEClipForLocalization.encode`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_segments, ...)`: zero where a segment has no frame at all.
+    """
+    if frame_sources is None:
+        return mean_over_frames(encode_in_chunks(encode, pixel_values[frame_mask]), frame_mask)
+    encoded, places = frame_sources.to(frame_mask.device)[frame_mask].unique(return_inverse=True)
+    embeds = encode_in_chunks(encode, pixel_values.flatten(0, 2)[encoded])
+    return mean_over_frames(embeds[places], frame_mask)
 
 
 def mean_over_frames(embeds: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import cached_file, logging
 
 from .configuration_ave_clip import AVEClipOnnxConfig
-from .modeling_ave_clip import AVEClipLocalizationOutput, encode_in_chunks, mean_over_frames, place_segments
+from .modeling_ave_clip import AVEClipLocalizationOutput, encode_frames, encode_in_chunks, place_segments
 
 logger = logging.get_logger(__name__)
 
@@ -106,6 +106,7 @@ class AVEClipOnnxForLocalization(nn.Module):
         input_values: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
+        frame_sources: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.encode`."""
         segments = torch.ones(pixel_values.shape[:2], dtype=torch.bool)
@@ -114,9 +115,9 @@ class AVEClipOnnxForLocalization(nn.Module):
         frames = segments.unsqueeze(-1).expand(pixel_values.shape[:3])
         if frame_mask is not None:
             frames = frames & frame_mask.bool()
-        image = encode_in_chunks(lambda part: self._run("vision", part)[0], pixel_values[frames])
+        image = encode_frames(lambda part: self._run("vision", part)[0], pixel_values, frames, frame_sources)
         audio = encode_in_chunks(lambda part: self._run("audio", part)[0], input_values[segments])
-        return mean_over_frames(image, frames), place_segments(audio, segments)
+        return image, place_segments(audio, segments)
 
     def attend(self, image_features: torch.Tensor, audio_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.attend`."""

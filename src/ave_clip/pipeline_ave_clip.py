@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
 from .events import DECODERS, decode_labels
-from .modeling_ave_clip import encode_in_chunks, mean_over_frames, place_segments
+from .modeling_ave_clip import encode_frames, encode_in_chunks, place_segments
 from .processing_ave_clip import AVEClipProcessor, describe
 from .segments import num_segments_for, samples_per_segment
 from .video_decoding import Recording
@@ -38,6 +38,8 @@ _WINDOWS_PER_CALL = 64
 # Segments and frames of a block: large enough for the towers, small enough to decode the next one meanwhile.
 _BLOCK_SEGMENTS = 10
 _BLOCK_FRAMES = 64
+# Of a block that a video's first one holds.
+_FIRST_BLOCK_PART = 4
 _CACHED_LABEL_SETS = 64
 _AS_BYTES = {"do_rescale": False, "do_normalize": False}
 _PICTURE_OPTIONS = (
@@ -55,7 +57,7 @@ class _VideoPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    _preprocess_options: tuple[str, ...] = ("num_frames_per_segment",)
+    _preprocess_options: tuple[str, ...] = ("num_frames_per_segment", "frame_tolerance")
     _forward_options: tuple[str, ...] = ("progress",)
     _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k")
 
@@ -103,30 +105,36 @@ class _VideoPipeline(ChunkPipeline):
             given["progress"] = _ProgressBar()
         return tuple({name: given[name] for name in names if name in given} for names in stages)
 
-    def preprocess(self, inputs: Any, num_frames_per_segment: int | None = None) -> Iterator[dict[str, Any]]:
+    def preprocess(
+        self, inputs: Any, num_frames_per_segment: int | None = None, frame_tolerance: float | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yields blocks of the model's input, each padded to one size, with what `postprocess` must know.
 
         The next block is decoded in a thread while its reader works on the one before.
         """
         count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
         source = open_source(inputs, self.segmenter, count, self.segmenter.video_processor.segment_seconds)
-        return ahead(self._blocks(source, count))
+        return ahead(self._blocks(source, count, frame_tolerance))
 
-    def _blocks(self, source: "VideoSource", count: int) -> Iterator[dict[str, Any]]:
+    def _blocks(self, source: "VideoSource", count: int, tolerance: float | None) -> Iterator[dict[str, Any]]:
         size = max(1, min(_BLOCK_SEGMENTS, _BLOCK_FRAMES // count))
         segments = iter(source)
-        block, done = list(itertools.islice(segments, size)), 0
+        following, done = list(itertools.islice(segments, 1)), 0
         if source.missing:  # read to the end, to know how long it is and whether it is whole; nothing to encode
-            done, block = len(block) + sum(1 for _ in segments), []
-        while True:
-            following = list(itertools.islice(segments, size))
+            following, done = [], len(following) + sum(1 for _ in segments)
+        # A small block first: the model begins soon, and the rest is decoded meanwhile.
+        for num_segments in itertools.chain([max(1, size // _FIRST_BLOCK_PART)], itertools.repeat(size)):
+            block = following + list(itertools.islice(segments, num_segments - 1))
+            following = list(itertools.islice(segments, 1))
             done += len(block)
             info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
-            info["total"] = max(done, source.num_segments) if following else done
-            yield {**self._block(block, size, count), "info": info, "is_last": not following}
+            info["total"] = max(done + 1, source.num_segments) if following else done
+            inputs = self._block(block, size, count)
+            if tolerance is not None:
+                inputs["frame_sources"] = find_frame_sources(inputs["pixel_values"], inputs["frame_mask"], tolerance)
+            yield {**inputs, "info": info, "is_last": not following}
             if not following:
                 return
-            block = following
 
     def _block(self, block: list[Segment], size: int, count: int) -> dict[str, torch.Tensor]:
         extractor, video_processor = self.segmenter.feature_extractor, self.segmenter.video_processor
@@ -196,6 +204,9 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
             inputs: As above.
             num_frames_per_segment (`int`, *optional*): Frames read from each segment; the processor's by default.
             num_segments (`int`, *optional*): Window of the temporal part; the model's longest window by default.
+            frame_tolerance (`float`, *optional*): Near-identical neighbouring frames share one encoding: a frame that
+                differs from the last encoded one by at most so many grey levels (mean absolute difference of the
+                resized pictures, 0 to 255) is not encoded anew. 0 shares exact repeats; off by default.
             overlap (`float`, *optional*, defaults to 0.5): Share of a window that the next one repeats.
             decoder (`str`, *optional*, defaults to `"merge"`): See `AVEClipProcessor.post_process_localization`.
             min_event_segments (`int`, *optional*): The model configuration's by default.
@@ -226,6 +237,7 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
             model_inputs["input_values"],  # the spectrogram is computed in float32 whatever the weights are
             model_inputs["frame_mask"],
             mask,
+            _sources_in_batch(model_inputs),
         )
         visual, weights = self.model.attend(image_features, audio_features)
         _tell(progress, model_inputs["info"])
@@ -413,7 +425,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
                 on bare labels.
             agreement_threshold (`float`, *optional*, defaults to 0.0): Audio-image cosine at which sight and sound
                 agree as likely as not.
-            decoder, min_event_segments, top_k, num_frames_per_segment, progress, batch_size:
+            decoder, min_event_segments, top_k, num_frames_per_segment, frame_tolerance, progress, batch_size:
                 As for [`AudioVisualEventLocalizationPipeline`]; `min_event_segments` is 3 by default.
 
         Returns:
@@ -448,12 +460,13 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         self._embed_labels(candidate_labels, hypothesis_template)
         segments = model_inputs["segment_mask"]
         frames = model_inputs["frame_mask"] & segments.unsqueeze(-1)
-        pixels, sound = self._normalize(model_inputs["pixel_values"][frames]), model_inputs["input_values"][segments]
-        image = encode_in_chunks(lambda part: self.model.vision_model(part).image_embeds, pixels)
+        pixels, sources = self._normalize(model_inputs["pixel_values"]), _sources_in_batch(model_inputs)
+        image = encode_frames(lambda part: self.model.vision_model(part).image_embeds, pixels, frames, sources)
+        sound = model_inputs["input_values"][segments]
         audio = encode_in_chunks(lambda part: self.model.audio_model(part).audio_embeds, sound)
         _tell(progress, model_inputs["info"])
         return {
-            "image": mean_over_frames(image, frames),
+            "image": image,
             "audio": place_segments(audio, segments),
             "segment_mask": segments,
             "info": model_inputs["info"],
@@ -596,6 +609,40 @@ def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int
     return VideoSource("decoded video", segments, len(segments) * seconds)
 
 
+def find_frame_sources(pixels: torch.Tensor, frame_mask: torch.Tensor, tolerance: float) -> torch.Tensor:
+    """Decide which frames of a block are near-identical to the last one that is encoded.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(1, num_segments, num_frames, 3, height, width)`): uint8, on the CPU.
+        frame_mask (`torch.BoolTensor` of shape `(1, num_segments, num_frames)`): Which frames are real.
+        tolerance (`float`): Largest mean absolute difference, in grey levels.
+
+    Returns:
+        `torch.LongTensor` like `frame_mask`: for each real frame the number of the frame whose encoding it takes.
+    """
+    sources = torch.arange(frame_mask.numel())
+    pictures, encoded = pixels.flatten(0, 2).numpy(), None  # numpy: torch's threads belong to the model
+    for number in frame_mask.flatten().nonzero()[:, 0].tolist():
+        if encoded is None or _difference(pictures[number], pictures[encoded]) > tolerance:
+            encoded = number
+        sources[number] = encoded
+    return sources.view(frame_mask.shape)
+
+
+def _difference(picture: np.ndarray, other: np.ndarray) -> float:
+    larger, smaller = np.maximum(picture, other), np.minimum(picture, other)  # as bytes: no wider copies
+    return float(np.mean(larger - smaller))
+
+
+def _sources_in_batch(model_inputs: dict[str, Any]) -> torch.Tensor | None:
+    """Frame numbers of each block, counted on over the blocks of a batch."""
+    sources = model_inputs.get("frame_sources")
+    if sources is None:
+        return None
+    first = torch.arange(len(sources), device=sources.device) * sources[0].numel()
+    return sources + first.view(-1, 1, 1)
+
+
 def ahead(items: Iterator[Any]) -> Iterator[Any]:
     """Iterate over items that a thread makes, one ahead of the reader.
 
@@ -665,10 +712,15 @@ def _check_options(options: dict[str, Any]) -> None:
         value = options.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` is a whole number >= 1, got {value!r}.")
-    for name in ("overlap", "agreement_threshold"):
+    for name in ("overlap", "agreement_threshold", "frame_tolerance"):
         value = options.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"`{name}` is a number, got {value!r}.")
+    if options.get("frame_tolerance", 0.0) < 0:
+        raise ValueError(
+            "`frame_tolerance` is a mean difference of grey levels, 0 or more (None: each frame is encoded); got "
+            f"{options['frame_tolerance']}."
+        )
     if not 0 <= options.get("overlap", 0.0) < 1:
         raise ValueError(
             f"`overlap` is the share of a window that the next one repeats, in [0, 1); got {options['overlap']}."
