@@ -17,10 +17,25 @@ DPI, MAX_PIXELS = 150, 60000
 MAX_LABEL_WIDTH = 3.0
 SCORES_NAME = "score"
 MAX_VIDEOS = 100
+MAX_EDGED = 150  # boxes narrower than this part of a lane have no room for an edge
 FONT_SIZE = 9
 COLOURS = {
-    "light": {"page": "#ffffff", "text": "#16191d", "faint": "#5b636d", "lane": "#eef0f3", "line": "#b6bcc4"},
-    "dark": {"page": "#14171b", "text": "#eceff3", "faint": "#a6aeb8", "lane": "#22272e", "line": "#4a525c"},
+    "light": {
+        "page": "#ffffff",
+        "text": "#16191d",
+        "faint": "#5b636d",
+        "lane": "#eef0f3",
+        "line": "#b6bcc4",
+        "edge": "#3a4048",
+    },
+    "dark": {
+        "page": "#14171b",
+        "text": "#eceff3",
+        "faint": "#a6aeb8",
+        "lane": "#22272e",
+        "line": "#4a525c",
+        "edge": "#14171b",
+    },
 }
 TICK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 MAX_TICKS = 12
@@ -147,7 +162,7 @@ class _Figure:
         self._text(axes, 0, 0.6, title, self.colours["text"], fontsize=12, fontweight="bold")
         ending = f"{clock(track.duration)} min" if track.duration < 3600 else f"{clock(track.duration)} h"
         if track.truth is not None:
-            ending += "      filled: found   ·   hatched: true"
+            ending += " · filled: found · hatched: true"
         right = WIDTH - MARGIN - RIGHT
         self._text(axes, right, 0.6, ending, self.colours["faint"], ha="right")
 
@@ -217,10 +232,9 @@ class _Figure:
         hatch: str = "",
         edge: bool = False,
     ) -> None:
-        line = self.colours["page"] if edge else "none"
         span = {"x": start, "width": end - start, "bottom": low, "height": high - low, "align": "edge"}
-        width = 0.6 if end - start > axes.get_xlim()[1] / 400 else 0
-        axes.bar(**span, color=fill, edgecolor=line, linewidth=width if edge else 0)
+        has_room = end - start > axes.get_xlim()[1] / MAX_EDGED
+        axes.bar(**span, color=fill, edgecolor=self.colours["edge"], linewidth=0.6 if edge and has_room else 0)
         if hatch:
             ink = "#000000" if LabelStyle(fill).text_colour == "#000000" else "#ffffff"
             axes.bar(**span, color="none", edgecolor=ink, hatch=hatch * 3, linewidth=0, alpha=0.55)

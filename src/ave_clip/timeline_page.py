@@ -92,7 +92,6 @@ def _track_object(track: "Track", max_embedded_bytes: int) -> dict[str, Any]:
         "length": clock(track.duration),
         "source": source,
         "note": note,
-        "hasPicture": preview is None or preview.info.has_video,
         "lanes": [{"label": label, "name": one_line(label)} for label in track.lanes],
         "segments": [_span(segment) for segment in track.segments],
         "events": [_span(event) for event in track.events],
@@ -136,8 +135,10 @@ def _embedded(track: "Track", max_bytes: int) -> tuple[str | None, str]:
         kind = _played_kind(track.video)
         if kind is not None and os.path.isfile(track.video) and os.path.getsize(track.video) <= max_bytes:
             return _data_uri(Path(track.video).read_bytes(), kind), ""
-        if not track.preview.info.has_video or track.preview.info.duration_seconds > MAX_ENCODED_SECONDS:
-            return None, "The video is too long to be part of this page, or has no picture."
+        if not track.preview.info.has_video:
+            return None, "The recording has no picture and is not part of this page."
+        if track.preview.info.duration_seconds > MAX_ENCODED_SECONDS:
+            return None, "The video is too long to be part of this page."
         small = _small_copy(track.video, (track.preview.info.height, track.preview.info.width))
     except (VideoReadError, OSError) as error:
         logger.warning(f"{track.video} is left out of the page: {error}")
