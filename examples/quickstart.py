@@ -1,0 +1,42 @@
+"""The shortest way from a video to its events, in Python: find them, say when they are, and draw the time line.
+
+python examples/quickstart.py                                       # the sample clip, with the embedded model
+python examples/quickstart.py my.mp4 --model my-localizer --plot my.html
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import pipeline
+
+import ave_clip
+from ave_clip.timeline import plot_timeline
+
+SAMPLE = Path(ave_clip.DEFAULT_CHECKPOINT).with_name("sample.mp4")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", nargs="?", default=str(SAMPLE), help="File or http(s) URL.")
+    parser.add_argument("--model", default=ave_clip.DEFAULT_CHECKPOINT, help="Localizer: folder or Hub id.")
+    parser.add_argument("--plot", help="Draw the time line into this .png, .svg or .html file.")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    args = parse_args(argv)
+    localizer = pipeline("audio-visual-event-localization", model=args.model)
+    result = localizer(args.video)
+    for event in result["events"]:
+        print(f"{event['start']:.1f} to {event['end']:.1f} s: {event['label']} ({event['score']:.0%})")
+    if not result["events"]:
+        print("Nothing is both heard and seen, as far as this model knows.")
+    if args.plot:
+        plot_timeline([(args.video, result)], args.plot)
+    return result["events"]
+
+
+if __name__ == "__main__":
+    main()
