@@ -349,14 +349,13 @@ def measure(run: Run, source, validation_loader: DataLoader) -> tuple[dict[str, 
     return {split: measure_decoders(*found[:2], shortest) for split, found in predictions.items()}, predictions
 
 
-def write_results(run: Run, argv, results: dict, history: list, predictions: dict, has_processor: bool) -> None:
+def write_results(run: Run, argv, results: dict, history: list, predictions: dict) -> None:
     """Write what was measured beside the localizer; push the folder where asked for."""
     folder, args = Path(run.args.output_dir), run.args
     content = {**results, "history": history, "best_epoch": best_epoch(history), **describe_run(args, argv)}
     save_predictions(folder / "predictions.safetensors", predictions)
     write_json(folder / "results.json", content)
-    if has_processor:
-        write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
+    write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
     if args.push_to_hub:
         logger.info("Pushed to %s", push_folder(folder, args.push_to_hub, private=args.private))
 
@@ -371,6 +370,7 @@ def data_name(run: Run) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # else it names every file of every state
     # AGVA gets no gradient from features with a single location; the frozen towers' statistics never change.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     options = {"kwargs_handlers": [handler], **build_trackers(args)}
@@ -398,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         train(run, train_loader, validation_loader, processor, progress)
         results, predictions = measure(run, source, validation_loader)
         if accelerator.is_main_process:
-            write_results(run, argv, results, progress["history"], predictions, processor is not None)
+            write_results(run, argv, results, progress["history"], predictions)
         run.state.finish(results)
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -24,6 +24,7 @@ from ave_clip.training.checkpoints import load_audioclip
 from ave_clip.training.features import FeatureStore, FeatureStoreError
 from ave_clip.training.run_state import RunStateError
 from ave_clip.training.splits import SplitError
+from tests.data.ave_files import PeakMemory
 from tests.test_examples import AUDIOCLIP
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -235,7 +236,7 @@ def test_features_of_another_encoder_are_refused(script, work, tmp_path):
         script.main(arguments(work, tmp_path / "out", "--model", tmp_path / "encoder"))
 
 
-def write_h5(folder, num_rows=24, with_annotations=True):
+def write_h5(folder, num_rows=24, with_annotations=True, width=6):
     """Features of another kind: ReLU-like maps of large norm and faint sound, in the peers' layout."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
@@ -245,7 +246,8 @@ def write_h5(folder, num_rows=24, with_annotations=True):
     for row in range(num_rows):
         labels[row, start[row] : end[row]] = kinds[row]
     codes = np.eye(len(H5_CLASSES) + 1)[labels]
-    maps = 50 * np.maximum(draw.normal(size=(num_rows, 5, 2, 2, 6)) + 0.5 * np.tile(codes, 2)[:, :, None, None, :6], 0)
+    seen = np.pad(codes, ((0, 0), (0, 0), (0, width - 4)))
+    maps = 50 * np.maximum(draw.normal(size=(num_rows, 5, 2, 2, width)) + 2 * seen[:, :, None, None], 0)
     sounds = 0.01 * (draw.normal(size=(num_rows, 5, 4)) + 2 * codes)
     for name, array in {"visual_feature": maps, "audio_feature": sounds, "labels": codes}.items():
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -264,16 +266,16 @@ def write_h5(folder, num_rows=24, with_annotations=True):
 @pytest.mark.parametrize("with_annotations", [True, False])
 def test_h5_features_of_another_kind_train_by_configuration_alone(script, tmp_path, supervision, with_annotations):
     folder = write_h5(tmp_path / "h5", with_annotations=with_annotations)
-    command = arguments(folder, tmp_path / "out", "--num_epochs", "20", source="h5")
+    command = arguments(folder, tmp_path / "out", "--num_epochs", "12", source="h5")
     results = script.main([*command, f"supervision={supervision}"])
     found = history(tmp_path / "out")
-    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
+    assert found[-1]["loss"] < {"full": 0.75, "weak": 0.4}[supervision] * found[0]["loss"]
     config = AVEClipForLocalization.from_pretrained(tmp_path / "out").config
     assert (config.use_encoders, config.image_feature_size, config.audio_feature_size) == (False, 6, 4)
     assert config.supervision == supervision
     assert config.num_labels == 4
     assert results["test"]["none"]["num_videos"] == 6
-    assert results["test"]["none"]["segment_accuracy"] > {"full": 0.7, "weak": 0.5}[supervision]
+    assert results["test"]["none"]["video_accuracy"] > 0.6  # of 3 kinds
 
 
 def test_the_options_of_the_optimizer_change_the_run_and_averages_are_what_is_saved(script, tmp_path):
@@ -375,3 +377,40 @@ def test_several_runs_in_one_process_do_not_influence_each_other(script, tmp_pat
     script.main(arguments(folder, tmp_path / "between", "--seed", "3", "--ema", "0.5", source="h5"))
     script.main(arguments(folder, tmp_path / "second", source="h5"))
     assert_same_weights(tmp_path / "first", tmp_path / "second")
+
+
+def test_the_finished_localizer_is_pushed_and_a_hub_that_refuses_stops_before_training(script, tmp_path, monkeypatch):
+    folder, pushed = write_h5(tmp_path / "h5"), []
+    monkeypatch.setattr(script, "create_repository", lambda name, private: pushed.append((name, private)))
+    monkeypatch.setattr(
+        script, "push_folder", lambda path, name, private: pushed.append((sorted(os.listdir(path)), name))
+    )
+    more = ("--push_to_hub", "someone/localizer", "--private")
+    script.main(arguments(folder, tmp_path / "out", *more, source="h5"))
+    assert pushed[0] == ("someone/localizer", True)
+    assert {"README.md", "results.json", "config.json", "model.safetensors"} <= set(pushed[1][0])
+    assert "someone/localizer" in (tmp_path / "out" / "README.md").read_text()
+
+    def refuse(name, private):
+        raise OSError("no access")
+
+    monkeypatch.setattr(script, "create_repository", refuse)
+    with pytest.raises(OSError, match="no access"):
+        script.main(arguments(folder, tmp_path / "other", *more, source="h5"))
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_clips(script, tmp_path):
+    sizes = {"small": 60, "large": 1500}
+    for name, number in sizes.items():
+        write_h5(tmp_path / name, number, width=512)
+    more = ("--num_epochs", "1", "--batch_size", "15", "--report_to", "none")
+    script.main(arguments(tmp_path / "small", tmp_path / "warm", *more, source="h5"))
+    megabytes = {}
+    for name in sizes:
+        with PeakMemory() as memory:
+            script.main(arguments(tmp_path / name, tmp_path / "out" / name, *more, source="h5"))
+        megabytes[name] = memory.megabytes
+    assert (tmp_path / "large" / "visual_feature.h5").stat().st_size > 120e6
+    assert megabytes["large"] < megabytes["small"] + 40
