@@ -234,7 +234,7 @@ class FoldedVisionTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, feature_types: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Each of `feature_types` of images `(B, 3, side, side)`."""
-        parts = [self.features(part, feature_types) for part in few_at_a_time(pixel_values)]
+        parts = [self.features(part, feature_types) for part in few_at_a_time(pixel_values, self.dtype)]
         return {name: torch.cat(results) for name, results in zip(feature_types, zip(*parts))}
 
 

@@ -422,7 +422,7 @@ class FoldedAudioTower(nn.Module):
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pooled vectors `(B, H)`, last feature map and filter loss of a waveform `(B, S)`."""
         parts = []
-        for part in few_at_a_time(waveform):
+        for part in few_at_a_time(waveform, self.trunk.dtype):
             image, loss = self.spectrogram(part)
             parts.append(self.trunk(image))
         pooled, feature_map = (torch.cat(results) for results in zip(*parts))

@@ -19,9 +19,9 @@ from .modeling_base import AlignedPreTrainedModel
 logger = logging.get_logger(__name__)
 
 INFERENCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-# Items that go through a tower at once on CPUs. Their feature maps must fit into the last cache, and no larger memory
-# than the allocator keeps (32 MB) be asked for anew at each layer.
-ITEMS_AT_ONCE = 10
+# Memory of the numbers that ten items have in bfloat16 and five in float32: what goes through a tower at once on CPUs.
+# The feature maps must fit into the last cache (a map of AudioCLIP's audio tower takes 3.5 MB a float32 item).
+ITEMS_TIMES_BYTES = 20
 # MKL sums dot products in runs of this many terms on AMD's CPUs (measured on an EPYC): equal runs, equal bits.
 TERMS_AT_ONCE = 192
 
@@ -72,13 +72,9 @@ class FoldedConvolution(nn.Module):
         weight, bias = _folded_weights(convolution, norm)
         self.stride, self.padding = list(convolution.stride), list(convolution.padding)
         self.groups, self.fused = convolution.groups, fused
-        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-        if fused:
-            weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, self.padding, self.stride, [1, 1], self.groups, None
-            )
-        device = convolution.weight.device
-        self.weight, self.bias = nn.Buffer(weight.to(device)), nn.Buffer(bias.to(device, dtype))
+        weight = weight.to(convolution.weight.device, dtype).contiguous(memory_format=torch.channels_last)
+        self.weight, self.bias = nn.Buffer(weight), nn.Buffer(bias.to(weight))
+        self._laid_out_for_one: bool | None = None
 
     def forward(self, hidden_states: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """Convolve, then apply `activation`: "none", "relu" or "sigmoid"."""
@@ -101,7 +97,17 @@ class FoldedConvolution(nn.Module):
         )
 
     def _arguments(self, hidden_states: torch.Tensor) -> tuple:
+        if self._laid_out_for_one is not (len(hidden_states) == 1):
+            self._lay_out(hidden_states.shape)
         return hidden_states, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups
+
+    def _lay_out(self, shape: torch.Size) -> None:
+        # oneDNN wants another layout for one item than for several, and would convert the weights at each call.
+        dense = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            dense, self.padding, self.stride, [1, 1], self.groups, list(shape)
+        )
+        self._laid_out_for_one = shape[0] == 1
 
 
 def _folded_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +229,7 @@ class FoldableTower(InferenceSwitch):
         self._inference_options = options
         if options is not None:
             _warn_of_slow_dtype(self.device, options.dtype)
-            if not self.training and not self._is_incomplete():
+            if not self.training:
                 self._current_copy()
 
     def _folded(self, inputs: torch.Tensor, **kwargs) -> nn.Module | None:
@@ -232,10 +238,12 @@ class FoldableTower(InferenceSwitch):
             return None
         return None if self._must_be_plain(inputs, kwargs) else self._current_copy()
 
-    def _current_copy(self) -> nn.Module:
+    def _current_copy(self) -> nn.Module | None:
         state = self._weights_state()
         if self._held_copy is None or self._held_copy.state != state:
             self._held_copy = None  # free the old one first
+            if any(tensor.is_meta for tensor in self._tensors()):  # offloaded, or not loaded yet
+                return None
             with torch.inference_mode(False), torch.no_grad():
                 self._held_copy = HeldCopy(self._make_copy(self._inference_options), state)
         return self._held_copy.module
@@ -244,11 +252,7 @@ class FoldableTower(InferenceSwitch):
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(inputs.device.type):
             return True
         wanted = (kwargs.get(name, getattr(self.config, name, False)) for name in _RECORDED)
-        return any(wanted) or self._is_incomplete()
-
-    def _is_incomplete(self) -> bool:
-        """Whether weights are elsewhere (offloaded, or not loaded yet)."""
-        return any(tensor.is_meta for tensor in self._tensors())
+        return any(wanted)
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         return itertools.chain(self.parameters(), self.buffers())
@@ -263,7 +267,11 @@ class FoldableTower(InferenceSwitch):
 
     def _weights_state(self) -> tuple:
         return tuple(
-            (id(tensor), tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            (
+                id(tensor),
+                0 if tensor.is_meta else tensor.data_ptr(),
+                None if tensor.is_inference() else tensor._version,
+            )
             for tensor in self._tensors()
         )
 
@@ -284,11 +292,16 @@ class FoldableTower(InferenceSwitch):
 _RECORDED = ("output_hidden_states", "output_attentions")
 
 
-def few_at_a_time(items: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Cut a batch on the CPU into equal parts of at most `ITEMS_AT_ONCE`; elsewhere leave it whole."""
+def few_at_a_time(items: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Cut a batch on the CPU into about equal parts, few enough for the caches; elsewhere leave it whole.
+
+    Args:
+        items (`torch.Tensor`, first dimension the items): What a tower takes.
+        dtype (`torch.dtype`): What the tower computes in.
+    """
     if items.device.type != "cpu":
         return (items,)
-    return items.chunk(max(1, math.ceil(len(items) / ITEMS_AT_ONCE)))
+    return items.chunk(max(1, math.ceil(len(items) * dtype.itemsize / ITEMS_TIMES_BYTES)))
 
 
 def _inference_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
