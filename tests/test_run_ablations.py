@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,6 +469,15 @@ def test_data_without_a_test_split_or_of_another_encoder_is_refused_before_anyth
     (folder / "test_order.h5").unlink()
     with pytest.raises(ValueError, match=r"test split|test_order"):
         ablations.h5_source(str(folder), None)
+
+
+def test_an_encoder_that_was_moved_trains_nothing_again(ablations, run_arguments, tmp_path):
+    args = ablations.parse_args([*run_arguments, "--output_dir", str(tmp_path / "out")])
+    before = ablations.open_data(args)
+    args.model = shutil.copytree(args.model, tmp_path / "moved")
+    after = ablations.open_data(args)
+    assert after.arguments["model"] != before.arguments["model"]
+    assert after.fingerprint == before.fingerprint
 
 
 def test_untrained_towers_are_the_same_each_time_and_fit_stage_2(ablations, tmp_path):

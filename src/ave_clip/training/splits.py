@@ -59,7 +59,8 @@ class FeatureSplits:
     @property
     def fingerprint(self) -> str:
         """Hash of what is learned from."""
-        facts = {name: value for name, value in self.manifest.items() if name not in ("made_with", "failed")}
+        # The encoder is known by its weights (`encoder_fingerprint`); where it lay is no matter.
+        facts = {name: value for name, value in self.manifest.items() if name not in ("made_with", "failed", "model")}
         return _hash(facts)
 
     def expect(self, config: AVEClipConfig, encoder_fingerprint: str) -> None:
