@@ -22,16 +22,17 @@ from .drawing import check_result, label_styles, load_font, one_line, percent, r
 from .video_io import VideoInfo, probe_video
 from .video_writing import Planes, even_size, rewrite_video
 
-# From none to twice the average weight or more: transparent, violet, orange, yellow; ever lighter, so also in grey.
+# From none to twice the average weight or more: transparent, violet, orange, yellow; ever lighter, also seen in grey.
 HEAT_ALPHAS = (0.0, 0.45, 0.6, 0.7)
-HEAT_COLOURS = ("#3b0f70", "#8c2981", "#f1605d", "#fcfdbf")
+HEAT_COLOURS = ("#2d0b59", "#a52c60", "#f06b22", "#ffd21f")
 MIN_PEAK = 2.0
 BAND_COLOUR = "#101418"
 BAND_ALPHA = 0.72
 MAX_SIDE = 1920
 # Twice the bytes of slower presets, but encoding is most of the cost.
 PRESET = "ultrafast"
-HD_HEIGHT = 720  # from here on unmarked videos are BT.709
+# Taken to be BT.709 from this height on, else BT.601; a wrong guess only tints what is drawn.
+HD_HEIGHT = 720
 
 
 @dataclass
