@@ -42,7 +42,7 @@ DECODERS = {
     "One event a video": "single_event",
     "Each second for itself": "none",
 }
-TABLE_HEADERS = ("Start (s)", "End (s)", "Event", "Score")
+TABLE_HEADERS = ("Start", "End", "Event", "Score")
 FORMAT_NAMES = {
     "csv": "CSV",
     "json": "JSON",
@@ -62,12 +62,19 @@ DELETE_EVERY_SECONDS, DELETE_AFTER_SECONDS = 600, 3600
 IS_DARK = "(...values) => [...values.slice(0, -1), document.body.classList.contains('dark')]"
 STYLE = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
 .message { padding: 10px 14px; border-radius: 8px; border: 1px solid var(--border-color-primary);
   border-left: 4px solid var(--color-accent); background: var(--background-fill-secondary);
   color: var(--body-text-color); overflow-wrap: anywhere; line-height: 1.45; }
 .message.error { border-left-color: #d1293d; }
-.message.plain { border: 0; padding: 0; background: none; color: var(--body-text-color-subdued); font-size: 0.9em; }
-.downloads button, .downloads a { min-width: 110px; }
+.message.plain { border: 0; padding: 0; background: none; font-size: 0.9em; opacity: 0.8; }
+#status .wrap { opacity: 1; background: var(--background-fill-primary); }
+#video video { max-height: 300px; }
+#timeline { padding-top: 38px; overflow: visible; }
+#timeline .icon-button-wrapper { top: -32px; }
+#events table, #events button, #events td * { font-family: var(--font); }
+#downloads { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+#downloads button { min-width: 0; }
 """
 
 
@@ -155,10 +162,6 @@ class Models:
         except (OSError, ValueError) as error:
             raise ValueError(f"The model {name} cannot be loaded: {error}") from error
 
-    def takes_labels(self, name: str) -> bool:
-        """Whether a model is an AudioCLIP, which looks for any labels, rather than a trained localizer."""
-        return self.config(name).model_type == ave_clip.AudioCLIPConfig.model_type
-
     def load(self, name: str) -> Any:
         """The pipeline of a model.
 
@@ -174,7 +177,7 @@ class Models:
             return self.cache[name]
 
     def _make(self, name: str) -> Any:
-        takes_labels = self.takes_labels(name)
+        takes_labels = _is_audioclip(self.config(name))
         classes = (AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline)
         try:
             # Our class also where the checkpoint brings its own code.
@@ -185,6 +188,11 @@ class Models:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"The model {name} cannot be loaded: {error}") from error
+
+
+def _is_audioclip(config: Any) -> bool:
+    """Whether a model looks for any labels, rather than for those it was trained on."""
+    return config.model_type == ave_clip.AudioCLIPConfig.model_type
 
 
 def check_video(path: str | None, settings: Settings) -> VideoInfo:
@@ -274,10 +282,9 @@ def describe_model(name: str, models: Models) -> tuple[str, bool]:
     """What a model looks for, as HTML, and whether it takes labels."""
     try:
         config = models.config(name)
-        takes_labels = models.takes_labels(name)
     except ValueError as error:
         return message(str(error), "error"), False
-    if takes_labels:
+    if _is_audioclip(config):
         return message("AudioCLIP looks for the labels you write below, without training.", "plain"), True
     labels = [label for label in config.id2label.values() if label != BACKGROUND_LABEL]
     text = (
@@ -377,7 +384,7 @@ def _stages(request: Request, models: Models, progress: Callable[..., Any], fold
     check_video(request.video, models.settings)
     progress(0, desc="Loading the model")
     localizer = models.load(request.model)
-    result = localize(request, localizer, models, progress)
+    result = localize(request, localizer, models.settings, progress)
     shown = Shown(message(summary(request.name, result)), rows=table_rows(result))
     shown.files = write_formats(request.name, result, folder)
     progress(0.6, desc="Drawing the timeline")
@@ -396,14 +403,14 @@ def _stages(request: Request, models: Models, progress: Callable[..., Any], fold
     yield shown
 
 
-def localize(request: Request, localizer: Any, models: Models, progress: Callable[..., Any]) -> dict[str, Any]:
+def localize(request: Request, localizer: Any, settings: Settings, progress: Callable[..., Any]) -> dict[str, Any]:
     """The pipeline's result for a request.
 
     Raises:
         UnusableVideoError: A video that turns out to be longer than it declared.
         ValueError: Labels or options that cannot be used, or a video that cannot be read.
     """
-    if models.takes_labels(request.model):
+    if isinstance(localizer, ZeroShotAudioVisualEventLocalizationPipeline):
         options = {"candidate_labels": check_labels(request.labels)}
     else:
         options = {"return_heatmaps": request.with_overlay}
@@ -411,8 +418,8 @@ def localize(request: Request, localizer: Any, models: Models, progress: Callabl
     show = reporter(progress, "Looking and listening", 0.05, 0.6)
 
     def report(name: str, done: int, total: int) -> None:
-        if done * seconds > models.settings.max_seconds + 1:  # recordings of browsers declare no length
-            raise UnusableVideoError(_too_long(request.name, "goes on for longer", models.settings))
+        if done * seconds > settings.max_seconds + 1:  # recordings of browsers declare no length
+            raise UnusableVideoError(_too_long(request.name, "goes on for longer", settings))
         show(name, done, total)
 
     return localizer(
@@ -436,7 +443,7 @@ def reporter(progress: Callable[..., Any], text: str, start: float, end: float) 
 def table_rows(result: Mapping[str, Any]) -> list[list[Any]]:
     """A row an event, in the order of `TABLE_HEADERS`."""
     return [
-        [f"{event['start']:.1f}", f"{event['end']:.1f}", one_line(event["label"]), percent(event["score"])]
+        [f"{event['start']:.1f} s", f"{event['end']:.1f} s", one_line(event["label"]), percent(event["score"])]
         for event in result["events"]
     ]
 
@@ -498,7 +505,7 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
     names = list(models.settings.models)
     about, takes_labels = describe_model(names[0], models)
     webcam = gr.WebcamOptions(mirror=False)
-    video = gr.Video(label="Video", sources=["upload", "webcam"], webcam_options=webcam, elem_id="video", height=260)
+    video = gr.Video(label="Video", sources=["upload", "webcam"], webcam_options=webcam, elem_id="video")
     gr.Examples([[path] for path in examples], [video], label="Examples", cache_examples=False)
     model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", filterable=False)
     explanation = gr.HTML(about, elem_id="explanation")
@@ -530,19 +537,22 @@ def _show_model(name: str, models: Models) -> tuple[str, Any]:
 
 def _add_outputs() -> list[Any]:
     status = gr.HTML(message("Choose a video and press “Find events”."), elem_id="status", min_height=60)
-    timeline = gr.Image(label="Timeline", type="filepath", format="png", interactive=False, elem_id="timeline")
+    timeline = gr.Image(
+        label="Timeline", type="filepath", format="png", interactive=False, buttons=["fullscreen"], elem_id="timeline"
+    )
     table = gr.Dataframe(
         headers=list(TABLE_HEADERS),
         datatype="str",
         column_count=len(TABLE_HEADERS),
         interactive=False,
         wrap=True,
+        column_widths=["20%", "20%", "38%", "22%"],
         label="Events",
         elem_id="events",
     )
-    overlay = gr.Video(label="Heat map and events", interactive=False, elem_id="overlay")
+    overlay = gr.Video(label="Heat map and events", interactive=False, height=360, elem_id="overlay")
     gr.HTML(message("Download the result:", "plain"))
-    with gr.Row(elem_classes="downloads"):
+    with gr.Row(elem_id="downloads"):
         buttons = [
             gr.DownloadButton(name, interactive=False, size="sm", elem_id="download-" + name.lower().replace(" ", "-"))
             for name in DOWNLOADS
@@ -590,7 +600,8 @@ def launch(app: gr.Blocks, settings: Settings, **options: Any) -> Any:
     )
     app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     size = int(settings.max_megabytes * 1_000_000)
-    return app.launch(theme=theme, css=STYLE, max_file_size=size, **options)
+    links = ["api", "gradio", "settings"]
+    return app.launch(theme=theme, css=STYLE, max_file_size=size, footer_links=links, run_history=False, **options)
 
 
 def main() -> None:
