@@ -31,6 +31,10 @@ _HOMES = {
     "AudioCLIPProcessor": "processing_audioclip",
     "AudioVisualEventLocalizationPipeline": "pipeline_ave_clip",
     "ZeroShotAudioVisualEventLocalizationPipeline": "pipeline_ave_clip",
+    "export_for_hub": "hub_export",
+    "export_onnx": "onnx_export",
+    "plot_timeline": "timeline",
+    "write_overlay": "overlay",
 }
 
 
