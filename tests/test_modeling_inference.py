@@ -14,6 +14,7 @@ from ave_clip.modeling_esresnext import AudioCLIPSpectrogram, FoldedSpectrogram
 from ave_clip.modeling_inference import (
     BlockedLinear,
     FoldedConvolution,
+    InferenceLinear,
     few_at_a_time,
     has_fused_convolutions,
 )
@@ -349,3 +350,14 @@ def test_compiled_towers_answer_as_before(model):
     model.optimize_for_inference(compile=True)
     for number, values in zip((3, 4, 2), expected):
         assert_close(embeddings(model, number), values)
+
+
+def test_inference_linear_equals_a_linear_layer_and_keeps_its_gradients():
+    torch.manual_seed(0)
+    layer, features = InferenceLinear(40, 24), torch.randn(2, 3, 5, 40)
+    expected = nn.functional.linear(features, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(features), expected, rtol=0, atol=0)
+    assert layer(features).requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(layer(features), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.double()(features.double()), expected.double(), rtol=1e-5, atol=1e-5)

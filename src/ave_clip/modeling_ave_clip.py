@@ -25,7 +25,7 @@ from .configuration_ave_clip import AVEClipConfig
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
 from .modeling_feature_attention import feature_attention, feature_map
-from .modeling_inference import InferenceSwitch
+from .modeling_inference import InferenceLinear, InferenceSwitch
 
 IGNORED_LABEL = -100
 # Frames or seconds per tower call in inference: larger chunks are slower per item on CPUs (memory bound).
@@ -120,9 +120,9 @@ class AVEClipAudioGuidedVisualAttention(nn.Module):
 
     def __init__(self, visual_size: int, audio_size: int, hidden_size: int, attention_size: int) -> None:
         super().__init__()
-        self.visual_projection = nn.Linear(visual_size, hidden_size)
+        self.visual_projection = InferenceLinear(visual_size, hidden_size)
         self.audio_projection = nn.Linear(audio_size, hidden_size)
-        self.visual_score = nn.Linear(hidden_size, attention_size, bias=False)
+        self.visual_score = InferenceLinear(hidden_size, attention_size, bias=False)
         self.audio_score = nn.Linear(hidden_size, attention_size, bias=False)
         self.score = nn.Linear(attention_size, 1, bias=False)
 
@@ -379,7 +379,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         self.visual_map_projection = None
         if config.visual_feature_type == "layer4":
             joint_size = config.audioclip_config.vision_config.projection_dim
-            self.visual_map_projection = nn.Linear(visual_size, joint_size)
+            self.visual_map_projection = InferenceLinear(visual_size, joint_size)
             visual_size = joint_size
         self.visual_attention = None
         if config.visual_feature_type != "pooled":

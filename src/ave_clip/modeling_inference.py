@@ -47,6 +47,17 @@ class HeldCopy:
     state: tuple
 
 
+def is_observed(device_type: str) -> bool:
+    """Whether something stands between the code and torch's kernels: a compiler, a tracer or autocast."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(device_type)
+
+
+def has_fused_linear(device: torch.device) -> bool:
+    """Whether torch has oneDNN's matrix product for float32 here."""
+    usable = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return usable and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def has_fused_convolutions(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch has oneDNN's convolutions that add and activate (torch.compile uses them) for this dtype here."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
@@ -162,6 +173,20 @@ class BlockedLinear:
         return total[0, :, 0].t()
 
 
+class InferenceLinear(nn.Linear):
+    """[`~torch.nn.Linear`] that uses oneDNN in float32 on the CPU where no gradient is wanted.
+
+    For matrices of some hundred rows this takes half the time of MKL on AMD's CPUs.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        same = features.dtype == self.weight.dtype == torch.float32
+        if not same or torch.is_grad_enabled() or is_observed("cpu") or not has_fused_linear(features.device):
+            return super().forward(features)
+        return torch.ops.mkldnn._linear_pointwise(features, self.weight, self.bias, "none", [], "")
+
+
 class InferenceSwitch(AlignedPreTrainedModel):
     """`optimize_for_inference` and its undoing, for a tower or for a model that holds towers."""
 
@@ -249,7 +274,7 @@ class FoldableTower(InferenceSwitch):
         return self._held_copy.module
 
     def _must_be_plain(self, inputs: torch.Tensor, kwargs: dict) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(inputs.device.type):
+        if is_observed(inputs.device.type):
             return True
         wanted = (kwargs.get(name, getattr(self.config, name, False)) for name in _RECORDED)
         return any(wanted)
@@ -321,4 +346,4 @@ def _warn_of_slow_dtype(device: torch.device, dtype: torch.dtype | None) -> None
         )
 
 
-__all__ = ["FoldableTower", "InferenceSwitch"]
+__all__ = ["FoldableTower", "InferenceLinear", "InferenceSwitch"]

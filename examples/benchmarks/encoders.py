@@ -1,0 +1,122 @@
+"""How much faster the encoders are after `optimize_for_inference`, and how far their embeddings move.
+
+The reference does what the original AudioCLIP does: the plain towers in float32, with the filters of the spectrogram
+computed anew at each call. Each row is one dtype at one batch size, `ratio` times as fast as the reference;
+`max_difference` and `min_cosine` compare the embeddings. Weights are random, with statistics of the batch
+normalisation measured on the inputs, unless `--model` names a converted AudioCLIP.
+
+    python examples/benchmarks/encoders.py --output encoders.json
+    python examples/benchmarks/encoders.py --model path/to/audioclip --compile
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from timing import REFERENCE, finish, interleaved, parse, parser_for
+from torch import nn
+
+from ave_clip import AudioCLIPConfig, AudioCLIPModel
+
+SAMPLING_RATE = 44100
+VARIANTS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = parser_for(__doc__)
+    parser.add_argument("--model", help="Folder of a converted AudioCLIP; random weights by default.")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[10, 40])
+    parser.add_argument("--compile", action="store_true", help="Also measure with torch.compile (minutes).")
+    return parse(parser, argv)
+
+
+def waveforms(number: int) -> torch.Tensor:
+    """One second each of a rising tone with noise, in the range of int16: `(number, samples)`."""
+    time = torch.arange(SAMPLING_RATE) / SAMPLING_RATE
+    start = torch.linspace(100, 4000, number).unsqueeze(-1)
+    tone = torch.sin(2 * torch.pi * (start * time + 1500 * time**2))
+    noise = torch.randn(number, SAMPLING_RATE, generator=torch.Generator().manual_seed(0))
+    return (8000 * tone + 300 * noise).round()
+
+
+def pictures(number: int, side: int) -> torch.Tensor:
+    """Smooth random pictures, normalised: `(number, 3, side, side)`."""
+    coarse = torch.randn(number, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+
+
+def build_model(args: argparse.Namespace) -> AudioCLIPModel:
+    """The model in evaluation mode, in float32."""
+    if args.model:
+        return AudioCLIPModel.from_pretrained(args.model, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    model = AudioCLIPModel(AudioCLIPConfig(towers=("vision", "audio"))).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # running statistics become those of the next batch
+        elif hasattr(module, "bn3"):
+            nn.init.constant_(module.bn3.weight, 0.2)  # tame, as after training: else rounding errors would grow
+    with torch.no_grad():
+        model.audio_model(waveforms(10))
+        model.vision_model(pictures(10, model.config.vision_config.image_size))
+    return model.eval()
+
+
+def measure(
+    name: str, reference: Callable[[], torch.Tensor], variants: dict[str, Callable], batch: int, rounds: int
+) -> list[dict]:
+    """One row for each variant of one tower at one batch size."""
+    expected = reference()
+    times = interleaved({REFERENCE: reference, **variants}, rounds)
+    rows = []
+    for variant, call in variants.items():
+        embeds = call()
+        cosine = nn.functional.cosine_similarity(embeds, expected).min().item()
+        rows.append(
+            {
+                "row": f"{name} {variant} batch {batch}",
+                **times[variant],
+                "reference_milliseconds": times[REFERENCE]["milliseconds"],
+                "max_difference": float(f"{(embeds - expected).abs().max().item():.2e}"),
+                "min_cosine": round(cosine, 6),
+            }
+        )
+    return rows
+
+
+def optimized_copies(model: AudioCLIPModel, with_compile: bool) -> dict[str, AudioCLIPModel]:
+    """One model for each variant; the plain one is left as it is."""
+    variants = dict(VARIANTS)
+    if with_compile:
+        variants |= {f"{name} compile": {**options, "compile": True} for name, options in VARIANTS.items()}
+    return {name: copy.deepcopy(model).optimize_for_inference(**options) for name, options in variants.items()}
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> dict:
+    args = parse_args(argv)
+    model = build_model(args)
+    copies, rows = optimized_copies(model, args.compile), []
+    for batch in args.batch_sizes:
+        sound, images = waveforms(batch), pictures(batch, model.config.vision_config.image_size)
+
+        def original_audio(sound: torch.Tensor = sound) -> torch.Tensor:
+            model.audio_model.fbsp.train().eval()  # forgets the filters
+            return model.audio_model(sound).audio_embeds
+
+        audio = {
+            name: lambda fast=fast, sound=sound: fast.audio_model(sound).audio_embeds for name, fast in copies.items()
+        }
+        vision = {
+            name: lambda fast=fast, images=images: fast.vision_model(images).image_embeds
+            for name, fast in copies.items()
+        }
+        rows += measure("audio", original_audio, audio, batch, args.rounds)
+        original_vision = lambda images=images: model.vision_model(images).image_embeds  # noqa: E731
+        rows += measure("image", original_vision, vision, batch, args.rounds)
+    return finish(rows, args, argv)
+
+
+if __name__ == "__main__":
+    main()
