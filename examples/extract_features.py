@@ -136,7 +136,7 @@ def build_encoder(args: argparse.Namespace):
     processor = build_processor(config, extractor, *grid, localizer.config)
     revision = extract_commit_hash(cached_file(args.model, CONFIG_NAME), None)  # None for an ordinary folder
     model = {"name": args.model, "revision": revision, "config": localizer.config.audioclip_config.to_dict()}
-    return localizer.eval(), processor, model
+    return localizer.eval().optimize_for_inference(), processor, model
 
 
 def describe_settings(args: argparse.Namespace, localizer, processor, mixed_precision: str) -> dict:
