@@ -7,7 +7,12 @@ import torch
 import torch.multiprocessing
 import torch.nn.functional as F
 
-from ave_clip.training.losses import audio_image_contrastive_loss, false_negatives, gather_with_gradient
+from ave_clip.training.losses import (
+    audio_image_contrastive_loss,
+    false_negatives,
+    gather_segments,
+    gather_with_gradient,
+)
 
 CLASSES = torch.tensor([0, 1, 0, 2])
 VIDEOS = torch.tensor([0, 1, 2, 3])
@@ -108,23 +113,58 @@ def encode_and_differentiate(weight, inputs, classes):
     return loss.detach(), weight.grad
 
 
+def test_unpaired_segments_of_ones_own_video_are_negatives_under_every_mask():
+    videos, classes = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 5, 9, 9])
+    for mask in ("none", "video", "class"):
+        assert not false_negatives(classes, videos, mask, num_pairs=2)[:, 2:].any()
+    assert false_negatives(classes, videos, "class", num_pairs=2)[:, :2].tolist() == [[False, True], [True, False]]
+
+
+def gather_uneven(rank):
+    """Segments 0 to 2 (the last unpaired) and 3 to 4, gathered; with the gradient of a weighted sum."""
+    segments = torch.arange(5.0)[[slice(0, 3), slice(3, 5)][rank]].requires_grad_()
+    everything = gather_segments(segments, 2)
+    (everything * torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0])).sum().backward()
+    nothing = gather_with_gradient(torch.zeros(0, 3, requires_grad=True))
+    nothing.sum().backward()
+    return everything.detach(), segments.grad, nothing.shape
+
+
 def run_process(rank, folder, weight, inputs, classes):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     part = slice(rank * 3, rank * 3 + 3)
     loss, gradient = encode_and_differentiate(weight, inputs[:, part], classes[part])
-    torch.distributed.all_reduce(gradient)
-    torch.save((loss, gradient / 2), f"{folder}/{rank}.pt")  # DDP takes the mean over processes
+    torch.distributed.all_reduce(gradient)  # DDP takes the mean over processes
+    torch.save({"large_batch": (loss, gradient / 2), "uneven": gather_uneven(rank)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_get_the_gradient_of_one_with_the_whole_batch(tmp_path):
+@pytest.fixture(scope="module")
+def batch():
     generator = torch.Generator().manual_seed(3)
     weight, inputs = torch.randn(5, 4, generator=generator), torch.randn(2, 6, 5, generator=generator)
-    classes = torch.tensor([0, 1, 2, 0, 3, 4])
-    loss, gradient = encode_and_differentiate(weight, inputs, classes)
-    torch.multiprocessing.spawn(run_process, (str(tmp_path), weight, inputs, classes), nprocs=2)
-    for rank in range(2):
-        other_loss, other_gradient = torch.load(tmp_path / f"{rank}.pt")
+    return weight, inputs, torch.tensor([0, 1, 2, 0, 3, 4])
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(batch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(run_process, (str(folder), *batch), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_two_processes_get_the_gradient_of_one_with_the_whole_batch(batch, of_two_processes):
+    loss, gradient = encode_and_differentiate(*batch)
+    for results in of_two_processes:
+        other_loss, other_gradient = results["large_batch"]
         torch.testing.assert_close(other_loss, loss, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_processes_may_bring_different_numbers_of_pairs_and_of_unpaired_segments(of_two_processes):
+    for results, gradients in zip(of_two_processes, ([2, 20, 20000], [200, 2000])):  # both losses add up
+        everything, gradient, nothing = results["uneven"]
+        assert everything.tolist() == [0, 1, 3, 4, 2]  # the pairs of both, then what is unpaired
+        assert gradient.tolist() == gradients
+        assert nothing == (0, 3)
