@@ -12,7 +12,7 @@ from typing import Any
 from transformers import pipeline
 
 import ave_clip
-from ave_clip.timeline import plot_timeline
+from ave_clip import plot_timeline
 
 SAMPLE = Path(ave_clip.DEFAULT_CHECKPOINT).with_name("sample.mp4")
 

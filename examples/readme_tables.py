@@ -30,6 +30,7 @@ SPEED_COLUMNS = {
     "milliseconds": "ms",
     "reference_milliseconds": "reference, ms",
     "ratio": "times as fast",
+    "at_least": "wanted",
     "max_difference": "largest difference",
     "min_cosine": "least cosine",
 }
@@ -98,11 +99,11 @@ def speed_table(path: Path) -> str:
     content = _read(path)
     rows = content["rows"]
     columns = [name for name in SPEED_COLUMNS if any(name in row for row in rows)]
-    columns += [name for name in rows[0] if name not in SPEED_COLUMNS]
+    columns += [name for name in rows[0] if name not in SPEED_COLUMNS and all(name in row for row in rows)]
     titles = [SPEED_COLUMNS.get(name, name.replace("_", " ")) for name in columns]
     table = _table([titles, *([_cell(row.get(name, "")) for name in columns] for row in rows)])
-    versions = content["versions"]
-    where = f"{content['machine']['processor']}, {content['threads']} threads, torch {versions['torch']}"
+    machine = content["machine"]
+    where = f"{machine['processor']}, {machine['threads']} threads, torch {content['versions']['torch']}"
     return f"{table}\n\n`python {content['command']}` on {where}."
 
 

@@ -256,12 +256,15 @@ def test_a_block_without_markers_is_refused(world):
 
 
 def test_benchmarks_become_tables_that_name_command_and_machine(world):
-    rows = [{"row": "audio batch 10", "milliseconds": 12.345, "ratio": 2.5, "max_difference": 1e-6}]
-    content = {"rows": rows, "threads": 2, "command": "examples/benchmarks/x.py", "versions": {"torch": "2.14"}}
-    (world / "x.json").write_text(json.dumps({**content, "machine": {"processor": "x86_64"}}))
+    rows = [
+        {"row": "audio batch 10", "milliseconds": 12.345, "ratio": 2.5, "max_difference": 1e-6, "rounds": 3},
+        {"row": "import", "ratio": 1.0},
+    ]
+    content = {"rows": rows, "command": "examples/benchmarks/x.py", "versions": {"torch": "2.14"}}
+    (world / "x.json").write_text(json.dumps({**content, "machine": {"processor": "x86_64", "threads": 2}}))
     table = importlib.import_module("readme_tables").speed_table(world / "x.json")
     assert table.splitlines()[0] == "| what | ms | times as fast | largest difference |"
-    assert table.splitlines()[2] == "| audio batch 10 | 12.35 | 2.5 | 1e-06 |"
+    assert table.splitlines()[2:4] == ["| audio batch 10 | 12.35 | 2.5 | 1e-06 |", "| import |  | 1 |  |"]
     assert table.endswith("`python examples/benchmarks/x.py` on x86_64, 2 threads, torch 2.14.")
 
 
