@@ -72,7 +72,7 @@ STYLE = """
 #video video { max-height: 300px; }
 #timeline { padding-top: 38px; overflow: visible; }
 #timeline .icon-button-wrapper { top: -32px; }
-#events table, #events button, #events td * { font-family: var(--font); }
+#events table, #events button, #events .cell-wrap, #events .cell-wrap * { font-family: var(--font); }
 #downloads { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
 #downloads button { min-width: 0; }
 """
@@ -319,6 +319,7 @@ class Request:
         labels: For an AudioCLIP, what to look for.
         decoder: How probabilities become events.
         min_event_segments: Shortest event; `None` for the model's own.
+        agreement_threshold: For an AudioCLIP, the audio-image cosine from which sight and sound agree.
         with_overlay: Whether to write the video with the result drawn on it.
         theme: Colours of the timeline, `"light"` or `"dark"`.
     """
@@ -328,6 +329,7 @@ class Request:
     labels: str = ""
     decoder: str = "merge"
     min_event_segments: int | None = None
+    agreement_threshold: float | None = None
     with_overlay: bool = True
     theme: str = "light"
 
@@ -411,7 +413,8 @@ def localize(request: Request, localizer: Any, settings: Settings, progress: Cal
         ValueError: Labels or options that cannot be used, or a video that cannot be read.
     """
     if isinstance(localizer, ZeroShotAudioVisualEventLocalizationPipeline):
-        options = {"candidate_labels": check_labels(request.labels)}
+        labels = check_labels(request.labels)
+        options = {"candidate_labels": labels, "agreement_threshold": request.agreement_threshold}
     else:
         options = {"return_heatmaps": request.with_overlay}
     seconds = localizer.segmenter.video_processor.segment_seconds
@@ -521,13 +524,21 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
         shortest = gr.Number(
             None, label="Shortest event (segments)", precision=0, minimum=1, maximum=60, info="Empty: the model's own."
         )
+        threshold = gr.Number(
+            None,
+            label="Agreement threshold (AudioCLIP only)",
+            minimum=-1,
+            maximum=1,
+            step=0.01,
+            info="Similarity from which sight and sound are one event. Empty: 0. Lower finds more.",
+        )
     overlay = gr.Checkbox(True, label="Draw heat map and labels on the video", elem_id="with-overlay")
     start = gr.Button("Find events", variant="primary", elem_id="start")
     is_dark = gr.Checkbox(False, visible=False)
     model.change(
         lambda name: _show_model(name, models), model, [explanation, labels], queue=False, api_visibility="private"
     )
-    return [video, model, labels, decoder, shortest, overlay, is_dark], start
+    return [video, model, labels, decoder, shortest, threshold, overlay, is_dark], start
 
 
 def _show_model(name: str, models: Models) -> tuple[str, Any]:
@@ -572,6 +583,7 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
         labels: str = "",
         decoder: str = "merge",
         min_event_segments: float | None = None,
+        agreement_threshold: float | None = None,
         with_overlay: bool = True,
         is_dark: bool = False,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio looks for it there)
@@ -579,7 +591,7 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
         """Find the audio-visual events of a video."""
         shortest = None if min_event_segments is None else int(min_event_segments)
         theme = "dark" if is_dark else "light"
-        request = Request(video, model, labels, decoder, shortest, with_overlay, theme)
+        request = Request(video, model, labels, decoder, shortest, agreement_threshold, with_overlay, theme)
         for shown in run(request, models, progress):
             yield shown.outputs()
 
