@@ -80,10 +80,34 @@ def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("localize",), ("localize", "x.mp4", "--format", "xml"), ("localize", "x.mp4", "--decoder", "no"), ("nonsense",)],
+    [
+        ("localize",),
+        ("localize", "x.mp4", "--format", "xml"),
+        ("localize", "x.mp4", "--decoder", "no"),
+        ("localize", "x.mp4", "--frame-tolerance", "-1"),
+        ("localize", "x.mp4", "--compile", "--backend", "onnxruntime"),
+        ("nonsense",),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments):
     assert run(*arguments).returncode == 2
+
+
+def test_frames_may_share_an_encoding(checkpoint, files):
+    results = [
+        run("localize", str(files[0]), "--model", checkpoint, "--format", "json", *options)
+        for options in ((), ("--frame-tolerance", "0", "--backend", "torch"))
+    ]
+    assert [result.returncode for result in results] == [0, 0]
+    plain, shared = (json.loads(result.stdout) for result in results)
+    for segment, other in zip(plain[0]["segments"], shared[0]["segments"], strict=True):
+        assert other["label"] == segment["label"] and other["score"] == pytest.approx(segment["score"], abs=1e-3)
+
+
+def test_torch_weights_are_not_run_by_another_backend(checkpoint):
+    result = run("localize", "x.mp4", "--model", checkpoint, "--backend", "onnxruntime")
+    assert result.returncode == 1
+    assert "ave-clip export" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """Recordings that the benchmarks read: drawn and encoded once, made longer by repeating their packets."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -80,14 +81,19 @@ def repeat_recording(source: Path, target: Path, times: int) -> Path:
     """Join a recording to itself without encoding it again; all its tracks last equally long."""
     with av.open(str(source)) as recording, av.open(str(target), "w") as container:
         streams = {stream.index: container.add_stream_from_template(stream) for stream in recording.streams}
+        latest = dict.fromkeys(streams, -math.inf)
         length = Fraction(round(recording.streams.video[0].duration * recording.streams.video[0].time_base))
         for number in range(times):
             recording.seek(0)
             for packet in recording.demux():
-                if packet.dts is None or packet.pts * packet.time_base >= length:
-                    continue
-                shift = round(number * length / packet.time_base)
+                index, shift = packet.stream.index, round(number * length / packet.time_base)
+                if (
+                    packet.dts is None
+                    or packet.pts * packet.time_base >= length
+                    or packet.dts + shift <= latest[index]
+                ):
+                    continue  # past the end, or the encoder's delay at a joint
                 packet.dts, packet.pts = packet.dts + shift, packet.pts + shift
-                packet.stream = streams[packet.stream.index]
+                latest[index], packet.stream = packet.dts, streams[index]
                 container.mux(packet)
     return target

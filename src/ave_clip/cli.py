@@ -66,6 +66,12 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Backend(StrEnum):
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Theme(StrEnum):
     light = "light"
     dark = "dark"
@@ -154,7 +160,21 @@ MinEventSegments = Annotated[
     typer.Option(min=1, help="merge: shorter runs, background too, join a neighbour; viterbi: no shorter event."),
 ]
 NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")]
+FrameTolerance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Encode a frame only if it differs from the last encoded one by more than so many grey levels (mean, of "
+        "255); 1 or 2 save most frames where little moves. Default: encode each.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the towers first: half a minute, worth it on a GPU for many videos.")
+]
+RunBackend = Annotated[
+    Backend | None, typer.Option(help="What runs the model; the last two take a --model exported with --format onnx.")
+]
 
 
 @app.command()
@@ -173,17 +193,24 @@ def localize(
     decoder: EventDecoder = Decoder.merge,
     min_event_segments: MinEventSegments = None,
     num_frames_per_segment: NumFrames = None,
+    frame_tolerance: FrameTolerance = None,
     batch_size: BatchSize = 1,
+    compile: Compile = False,
+    backend: RunBackend = None,
 ) -> None:
     """Say for each VIDEO which event is both heard and seen, and when."""
     plan = _plan(videos, format, output, plot, theme, overlay)
     zero_shot = _zero_shot_options(labels, agreement_threshold, model)
     _check_device(device)
-    localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, zero_shot)
+    if compile and backend not in (None, Backend.torch):
+        raise typer.BadParameter(f"--compile goes with torch, not with --backend {backend.value}.")
+    settings = {**zero_shot, "compile": compile, "backend": None if backend is None else backend.value}
+    localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, settings)
     options = {
         "decoder": decoder.value,
         "min_event_segments": min_event_segments,
         "num_frames_per_segment": num_frames_per_segment,
+        "frame_tolerance": frame_tolerance,
         "batch_size": batch_size,
         "progress": sys.stderr.isatty(),
     }
@@ -406,8 +433,8 @@ def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str,
             dtype=getattr(torch, dtype),
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        is_audioclip = not options and "AudioCLIPConfig" in str(error)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        is_audioclip = task == TASK and "AudioCLIPConfig" in str(error)
         hint = "it is an AudioCLIP, which needs --labels" if is_audioclip else error
         say(f"cannot load the model {model or 'ave-clip-tiny'}: {hint}")
         raise typer.Exit(1) from None
