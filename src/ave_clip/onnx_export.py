@@ -7,10 +7,10 @@
 |---|---|---|
 | `vision.onnx` | `pixel_values (frames, 3, height, width)` | `image_features (frames, locations, width)` |
 | `audio.onnx` | `input_values (segments, samples)` | `audio_features (segments, width)` |
-| `attention.onnx` | `image_features (batch, segments, locations, width)`, `audio_features` | `visual`, `weights` (AGVA) |
+| `attention.onnx` | `image_features (batch, segments, locations, width)`, `audio_features` | `visual`, `weights` |
 | `temporal.onnx` | `visual`, `audio_features (batch, segments, width)` | `logits`, `event_logits` |
 
-Frames, batch and segments are dynamic. `config.json` and `processor_config.json` lie beside the graphs.
+Frames, batch and segments are dynamic; `weights` are those of AGVA. `config.json` and `processor_config.json` lie beside the graphs.
 """
 
 import copy
