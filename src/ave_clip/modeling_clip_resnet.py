@@ -220,22 +220,21 @@ class FoldedVisionTower(nn.Module):
         self.attnpool = FoldedAttentionPool(model.attnpool, dtype)
 
     def compile_convolutions(self) -> None:
-        """Compile the tower for each choice of feature types."""
-        self.features = torch.compile(self.features, options={"freezing": True})
+        """Compile everything up to the last feature map."""
+        self.feature_map = torch.compile(self.feature_map, options={"freezing": True})
 
-    def features(self, pixel_values: torch.Tensor, feature_types: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-        """Each of `feature_types` of images `(B, 3, side, side)`, in one go."""
+    def feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Last feature map of images `(B, 3, side, side)`."""
         hidden_states = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
         for convolution in self.stem:
             hidden_states = convolution(hidden_states, "relu")
-        feature_map = self.blocks(self.avgpool(hidden_states))
-        ways = {"pooled": self.attnpool, "dense": self.attnpool.dense, "layer4": nn.Identity()}
-        return tuple(ways[name](feature_map) for name in feature_types)
+        return self.blocks(self.avgpool(hidden_states))
 
     def forward(self, pixel_values: torch.Tensor, feature_types: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Each of `feature_types` of images `(B, 3, side, side)`."""
-        parts = [self.features(part, feature_types) for part in few_at_a_time(pixel_values, self.dtype)]
-        return {name: torch.cat(results) for name, results in zip(feature_types, zip(*parts))}
+        feature_map = torch.cat([self.feature_map(part) for part in few_at_a_time(pixel_values, self.dtype)])
+        ways = {"pooled": self.attnpool, "dense": self.attnpool.dense, "layer4": nn.Identity()}
+        return {name: ways[name](feature_map) for name in feature_types}
 
 
 class AudioCLIPVisionModel(FoldableTower):
