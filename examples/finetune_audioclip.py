@@ -20,9 +20,7 @@ AudioCLIP's own recipe: --train audio --optimizer sgd --learning_rate 5e-5 --wei
 import argparse
 import logging
 import math
-import os
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +31,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
+from ave_clip.categories import AVE_CATEGORIES
 from ave_clip.data import load_ave
 from ave_clip.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
 from ave_clip.training.arguments import (
@@ -51,6 +51,7 @@ from ave_clip.training.checkpoints import (
     build_processor,
     load_audioclip,
     load_feature_extractor,
+    save_checkpoint,
     towers_fingerprint,
 )
 from ave_clip.training.clips import build_clip_cache, normalize_frames
@@ -262,6 +263,7 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_
         optimizer = torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    steps_per_epoch = min(steps_per_epoch, args.max_steps or steps_per_epoch)
     num_steps = args.num_epochs * steps_per_epoch
     warmup = max(1, round(args.warmup_share * num_steps))
 
@@ -305,7 +307,7 @@ def train_epoch(run: Run, progress: dict[str, Any]) -> float:
         progress["loss_sum"] += loss
         accelerator.log({**values, "logit_scale": temperature(run.audioclip).item()}, step=progress["step"])
         if args.save_steps and progress["step"] % args.save_steps == 0:
-            run.state.save(progress)
+            save_state(run, progress)
     return progress["loss_sum"] / progress["batch"]
 
 
@@ -418,32 +420,23 @@ def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
         seconds = time.perf_counter() - started
         logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, metrics["score"], seconds)
         best = best_epoch(history)["epoch"]
-        if best == epoch:
-            save_best(run)
+        if best == epoch and run.accelerator.is_main_process:
+            save_checkpoint(run.output_dir, run.audioclip, run.processor.feature_extractor)
         is_over = epoch - best >= run.args.patience
         progress.update(epoch=run.args.num_epochs if is_over else epoch + 1, batch=0, loss_sum=0.0)
-        run.state.save(progress)
+        save_state(run, progress)
     return history
 
 
-def save_best(run: Run) -> None:
-    """Write the model (safetensors) and its feature extractor, each file in the place of the one before when whole."""
-    partial_folder = run.output_dir / ".best"
-    if run.accelerator.is_main_process:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        try:
-            run.audioclip.save_pretrained(partial_folder)
-            run.processor.feature_extractor.save_pretrained(partial_folder)
-            for path in partial_folder.iterdir():
-                os.replace(path, run.output_dir / path.name)
-        except (OSError, SafetensorError) as error:
-            raise RunStateError(
-                f"The model of this epoch could not be written to {run.output_dir} ({error}). The best one before it "
-                "and the last state are kept: free space and go on with --resume."
-            ) from error
-        finally:
-            shutil.rmtree(partial_folder, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
+def save_state(run: Run, progress: dict[str, Any]) -> None:
+    """Save the state; a disk that is full while safetensors writes is told like every other failure."""
+    try:
+        run.state.save(progress)
+    except SafetensorError as error:
+        raise RunStateError(
+            f"The state could not be written to {run.state.folder} ({error}). The one before it, if there was one, is "
+            "kept: free space and go on with --resume."
+        ) from error
 
 
 def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]], data: dict) -> dict[str, float]:
@@ -452,8 +445,10 @@ def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]]
     if run.accelerator.is_main_process:
         results = {"validation": best, "history": history, **data, **describe_run(run.args, argv)}
         write_json(run.output_dir / "results.json", results)
-        names = {"model_name": run.output_dir.resolve().name, "dataset_name": Path(run.args.data_dir).resolve().name}
-        write_audioclip_card(run.output_dir, results, **names)
+        is_ave = data["categories"] == list(AVE_CATEGORIES)
+        dataset_name = "AVE" if is_ave else Path(run.args.data_dir).resolve().name
+        model_name = run.args.push_to_hub or run.output_dir.resolve().name
+        write_audioclip_card(run.output_dir, results, model_name=model_name, dataset_name=dataset_name)
     run.state.finish(best)
     return best
 
@@ -496,9 +491,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         best = finish(run, argv, train(run, progress), data)
     if args.push_to_hub and accelerator.is_main_process:
         logger.info("Pushed to %s", push_folder(args.output_dir, args.push_to_hub, private=args.private))
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return best
 
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()
