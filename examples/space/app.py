@@ -54,6 +54,7 @@ FORMAT_NAMES = {
 }
 PICTURES = {"Timeline PNG": ".png", "Timeline SVG": ".svg", "Timeline HTML": ".html"}
 DOWNLOADS = (*FORMAT_NAMES.values(), *PICTURES)
+MEGABYTE = 2**20  # as Gradio counts
 MAX_PIXELS = 3840 * 2160
 MAX_LABELS = 50
 MAX_LABEL_CHARACTERS = 100
@@ -207,7 +208,7 @@ def check_video(path: str | None, settings: Settings) -> VideoInfo:
     """
     if not path:
         raise UnusableVideoError("Choose a video first: upload one, record one, or take an example.")
-    name, megabytes = Path(path).name, os.path.getsize(path) / 1e6
+    name, megabytes = Path(path).name, os.path.getsize(path) / MEGABYTE
     if megabytes > settings.max_megabytes:
         raise UnusableVideoError(
             f"{name} has {megabytes:.1f} MB, but at most {settings.max_megabytes:g} MB are taken here. "
@@ -522,15 +523,15 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
     with gr.Accordion("Options", open=False):
         decoder = gr.Dropdown(list(DECODERS.items()), value="merge", label="Decoder", elem_id="decoder")
         shortest = gr.Number(
-            None, label="Shortest event (segments)", precision=0, minimum=1, maximum=60, info="Empty: the model's own."
+            0, label="Shortest event (segments)", precision=0, minimum=0, maximum=60, info="0: the model's own."
         )
         threshold = gr.Number(
-            None,
+            0,
             label="Agreement threshold (AudioCLIP only)",
             minimum=-1,
             maximum=1,
             step=0.01,
-            info="Similarity from which sight and sound are one event. Empty: 0. Lower finds more.",
+            info="Similarity from which sight and sound are one event. Lower finds more.",
         )
     overlay = gr.Checkbox(True, label="Draw heat map and labels on the video", elem_id="with-overlay")
     start = gr.Button("Find events", variant="primary", elem_id="start")
@@ -582,14 +583,14 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
         model: str,
         labels: str = "",
         decoder: str = "merge",
-        min_event_segments: float | None = None,
-        agreement_threshold: float | None = None,
+        min_event_segments: float | None = 0,
+        agreement_threshold: float | None = 0,
         with_overlay: bool = True,
         is_dark: bool = False,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio looks for it there)
     ) -> Iterator[list[Any]]:
         """Find the audio-visual events of a video."""
-        shortest = None if min_event_segments is None else int(min_event_segments)
+        shortest = int(min_event_segments or 0) or None
         theme = "dark" if is_dark else "light"
         request = Request(video, model, labels, decoder, shortest, agreement_threshold, with_overlay, theme)
         for shown in run(request, models, progress):
@@ -611,7 +612,7 @@ def launch(app: gr.Blocks, settings: Settings, **options: Any) -> Any:
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
     )
     app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    size = int(settings.max_megabytes * 1_000_000)
+    size = int(settings.max_megabytes * MEGABYTE)
     links = ["api", "gradio", "settings"]
     return app.launch(theme=theme, css=STYLE, max_file_size=size, footer_links=links, run_history=False, **options)
 
