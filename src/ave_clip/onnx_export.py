@@ -10,7 +10,8 @@
 | `attention.onnx` | `image_features (batch, segments, locations, width)`, `audio_features` | `visual`, `weights` |
 | `temporal.onnx` | `visual`, `audio_features (batch, segments, width)` | `logits`, `event_logits` |
 
-Frames, batch and segments are dynamic; `weights` are those of AGVA. `config.json` and `processor_config.json` lie beside the graphs.
+Frames, batch and segments are dynamic; `weights` are those of AGVA. `config.json` and
+`processor_config.json` lie beside the graphs.
 """
 
 import copy
