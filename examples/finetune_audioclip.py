@@ -55,7 +55,12 @@ from ave_clip.training.checkpoints import (
     towers_fingerprint,
 )
 from ave_clip.training.clips import build_clip_cache, normalize_frames
-from ave_clip.training.gradients import UnscaledSpectrogram, backward_in_chunks, use_unscaled_spectrogram
+from ave_clip.training.gradients import (
+    UnscaledSpectrogram,
+    backward_in_chunks,
+    use_shared_batch_norm,
+    use_unscaled_spectrogram,
+)
 from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
 from ave_clip.training.losses import (
     FALSE_NEGATIVE_MASKS,
@@ -467,6 +472,8 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, 
     freeze(args, model)
     limit_temperature(model)
     spectrogram = use_unscaled_spectrogram(model)
+    if args.batch_norm == "train" and accelerator.num_processes > 1:
+        use_shared_batch_norm(model)
     optimizer, scheduler = build_optimizer(args, model, len(loaders["train"]))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)  # not prepared: it would step once for each process
@@ -478,7 +485,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it announces every file of every state
-    handler = DistributedDataParallelKwargs(broadcast_buffers=args.batch_norm == "train")
+    handler = DistributedDataParallelKwargs(broadcast_buffers=False)  # they are equal in all processes anyway
     accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[handler], **build_trackers(args))
     if args.push_to_hub and accelerator.is_main_process:
         create_repository(args.push_to_hub, private=args.private)

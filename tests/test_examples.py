@@ -5,12 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.utils import set_seed
 
-from ave_clip import AudioCLIPModel
 from ave_clip.data import generate_synthetic_ave
-from ave_clip.training.checkpoints import load_audioclip
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 AUDIOCLIP = {
@@ -104,25 +100,6 @@ def stage3_arguments(work, *more):
     arguments = ["--cpu", "--model", str(work / "stage1"), "--features_dir", str(work / "features")]
     arguments += ["--num_epochs", "2", "--max_steps", "2", "--batch_size", "2", "--localizer", *LOCALIZER]
     return [*arguments, *more]
-
-
-def test_stage_1_trains_the_two_towers_and_leaves_the_text_tower_and_batch_norm_alone(work, stage1):
-    trained = AudioCLIPModel.from_pretrained(work / "stage1").state_dict()
-    set_seed(0)
-    untrained = load_audioclip(work / "audioclip.json").state_dict()
-    changed = {name for name in trained if not torch.equal(trained[name], untrained[name])}
-    assert {"vision_model.conv1.weight", "audio_model.conv1.weight", "audio_model.fbsp.fc"} <= changed
-    assert not any(name.startswith("text_model") or "running_" in name for name in changed)
-    assert {"logit_scale", "logit_scale_at"}.isdisjoint(changed)
-
-
-def test_stage_1_reports_the_epoch_it_kept(work, stage1):
-    results = json.loads((work / "stage1" / "results.json").read_text())
-    assert [record["epoch"] for record in results["history"]] == [0, 1]
-    assert stage1["score"] == max(record["score"] for record in results["history"])
-    assert 0 <= stage1["audio_to_image_r1"] <= stage1["audio_to_image_r5"] <= 1
-    assert results["arguments"]["seed"] == 0
-    assert "torch" in results["versions"]
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "tiny"])

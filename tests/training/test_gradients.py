@@ -9,8 +9,8 @@ import torch.multiprocessing
 from accelerate import Accelerator
 
 from ave_clip import AudioCLIPModel
-from ave_clip.training.gradients import backward_in_chunks, use_unscaled_spectrogram
-from ave_clip.training.losses import audio_image_contrastive_loss, gather_segments
+from ave_clip.training.gradients import backward_in_chunks, use_shared_batch_norm, use_unscaled_spectrogram
+from ave_clip.training.losses import audio_image_contrastive_loss, gather_segments, gather_with_gradient
 from tests.conftest import tiny_audioclip_config
 
 NUM_PAIRS, NUM_SEGMENTS = 6, 8  # the last two are unpaired
@@ -89,11 +89,24 @@ def test_chunks_have_the_gradient_of_the_whole_batch(whole, chunk_size, sizes):
     assert_same_gradients(gradients, whole[2])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def unused_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def normalize_batch(segments):
+    """Batch normalisation of some of eight items, under a loss over all of them."""
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+    items, weights = torch.randn(NUM_SEGMENTS, 3, 4, 4) * 5 + 7, torch.randn(NUM_SEGMENTS, 3, 4, 4)
+    use_shared_batch_norm(model)
+    values = items[segments].requires_grad_()
+    outputs, weights = gather_with_gradient(model(values)), gather_with_gradient(weights[segments])
+    (outputs * weights).square().sum().backward()
+    statistics = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" in name}
+    return values.grad, model[0][0].weight.grad, statistics, model.eval()(items)
 
 
 def run_process(rank, folder, port):
@@ -105,19 +118,50 @@ def run_process(rank, folder, port):
     results = [
         backward(accelerator, accelerator.prepare(build_model()), batch, (4, 2)[rank], size) for size in (None, 2)
     ]
-    torch.save((accelerator.num_processes, results), f"{folder}/{rank}.pt")
+    torch.save((accelerator.num_processes, results, normalize_batch(PARTS[rank])), f"{folder}/{rank}.pt")
     accelerator.end_training()
 
 
-def test_two_processes_with_unequal_parts_have_the_gradient_of_one(whole, tmp_path, unused_port):
-    torch.multiprocessing.spawn(run_process, (str(tmp_path), unused_port), nprocs=2)
-    for rank, sizes in enumerate(([2] * 6, [2] * 2)):
-        num_processes, (one_pass, chunked) = torch.load(tmp_path / f"{rank}.pt")
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory, unused_port):
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(run_process, (str(folder), unused_port), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_two_processes_with_unequal_parts_have_the_gradient_of_one(whole, processes):
+    for rank, sizes in enumerate(([2] * 3, [2])):
+        num_processes, (one_pass, chunked), _ = processes[rank]
         assert num_processes == 2
-        assert chunked[1] == sizes
+        assert chunked[1] == sizes + sizes
         for loss, _, gradients in (one_pass, chunked):
             torch.testing.assert_close(loss, whole[0], rtol=1e-6, atol=0)
             assert_same_gradients(gradients, whole[2])
+
+
+def test_a_shared_batch_norm_does_what_torchs_does_with_the_whole_batch():
+    everything = list(range(NUM_SEGMENTS))
+    gradient, weight_gradient, statistics, evaluated = normalize_batch(everything)
+    torch.manual_seed(2)
+    model = torch.nn.BatchNorm2d(3)
+    items, weights = torch.randn(NUM_SEGMENTS, 3, 4, 4) * 5 + 7, torch.randn(NUM_SEGMENTS, 3, 4, 4)
+    values = items.clone().requires_grad_()
+    (model(values) * weights).square().sum().backward()
+    torch.testing.assert_close(gradient, values.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight_gradient, model.weight.grad)
+    for name, tensor in statistics.items():
+        torch.testing.assert_close(tensor, getattr(model, name.rpartition(".")[2]))
+    torch.testing.assert_close(evaluated, model.eval()(items))
+
+
+def test_a_shared_batch_norm_over_two_processes_does_what_it_does_in_one(processes):
+    gradient, weight_gradient, statistics, evaluated = normalize_batch(list(range(NUM_SEGMENTS)))
+    for segments, (*_, found) in zip(PARTS, processes):
+        # Both processes' losses add up; DDP's mean halves them.
+        torch.testing.assert_close(found[0] / 2, gradient[segments], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[2], statistics)
+        torch.testing.assert_close(found[3], evaluated)
+    torch.testing.assert_close(sum(found[1] for *_, found in processes) / 2, weight_gradient)
 
 
 def test_the_gradient_scaled_afterwards_is_the_one_that_the_model_scales_itself():

@@ -1,8 +1,9 @@
 """Gradients of a contrastive batch that is computed in parts, over chunks that fit the memory and over processes.
 
-They equal those of the whole batch in one pass. Two things stand in the way: each embedding's gradient depends on all
-others (`backward_in_chunks`), and AudioCLIP's spectrogram scales its gradients by their largest value, which for a sum
-of parts is not the sum of the scaled parts (`UnscaledSpectrogram`).
+They equal those of the whole batch in one pass. Three things stand in the way: each embedding's gradient depends on
+all others (`backward_in_chunks`); AudioCLIP's spectrogram scales its gradients by their largest value, which for a sum
+of parts is not the sum of the scaled parts (`UnscaledSpectrogram`); and a BatchNorm that is trained normalises by the
+batch (`SharedBatchNorm2d`).
 """
 
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import torch
 from accelerate import Accelerator
 
 from ..modeling_audioclip import AudioCLIPModel
+from ..modeling_base import RecomputableBatchNorm2d
 from ..modeling_esresnext import FBSP_EPS, AudioCLIPSpectrogram, fbsp_kernel
+from .losses import gather_with_gradient
 
 Encode = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
 ContrastiveLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -93,3 +96,38 @@ def use_unscaled_spectrogram(model: AudioCLIPModel) -> UnscaledSpectrogram:
         setattr(after, name, getattr(before, name))
     model.audio_model.fbsp = after.train(before.training)
     return after
+
+
+class SharedBatchNorm2d(RecomputableBatchNorm2d):
+    """Batch normalisation by the statistics over all processes, on CPU as on GPU (`SyncBatchNorm` needs a GPU).
+
+    Its gradients are right for a loss that every process computes over the whole batch, see `gather_with_gradient`.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise `(B, C, h, w)`; processes may bring different numbers of items."""
+        if not self.training:
+            return super().forward(hidden_states)
+        values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        sizes = values.new_full((1, 1), values.numel() // self.num_features)
+        totals = gather_with_gradient(torch.cat([values.sum(dim=(0, 2, 3))[None], sizes], dim=1)).sum(dim=0)
+        mean, size = totals[:-1] / totals[-1], totals[-1].detach()
+        centred = values - mean[:, None, None]
+        variance = gather_with_gradient(centred.square().sum(dim=(0, 2, 3))[None]).sum(dim=0) / size  # (C,)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * size / (size - 1)).to(self.running_var.dtype), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(hidden_states.dtype)
+
+
+def use_shared_batch_norm(model: torch.nn.Module) -> None:
+    """Put a `SharedBatchNorm2d` with the same parameters and statistics in the place of every `BatchNorm2d`."""
+    for parent in list(model.modules()):
+        for name, before in list(parent.named_children()):
+            if isinstance(before, torch.nn.BatchNorm2d):
+                after = SharedBatchNorm2d(before.num_features, eps=before.eps, momentum=before.momentum)
+                for tensor in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                    setattr(after, tensor, getattr(before, tensor))
+                setattr(parent, name, after.train(before.training))
