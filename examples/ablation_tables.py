@@ -373,7 +373,7 @@ def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
         "",
         *[line for text in sorted({table["about_settings"] for table in tables}) if text for line in (text, "")],
         "So compare the differences between rows, not their heights. Each row is trained with the same settings over "
-        f"{seeds} seed(s); the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
+        f"{seeds} seed{'' if seeds == '1' else 's'}; the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
         "deviation over the seeds; intervals, also in brackets, are 95 % bootstrap intervals over the test videos. A "
         "finding *holds* (or is *reversed*) only where the interval of the difference leaves zero out and all seeds "
         "agree in its sign; in twenty such verdicts, one can be chance. Unless a row says otherwise, *ours* is after "
@@ -420,7 +420,7 @@ def summarize(tables: Sequence[Mapping[str, Any]]) -> str:
     titles = {
         "holds": "Holds here, too",
         "reversed": "Is the other way round here",
-        "not told apart": "Cannot be told here: the difference is within the interval, or not the same for all seeds",
+        "not told apart": "Cannot be told here, since the interval of the difference holds zero or the seeds disagree",
         UNMEASURED: "Was not run here",
     }
     parts = [f"## What holds and what does not\n\nOf {len(findings)} findings of the paper:"]
