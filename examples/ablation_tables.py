@@ -364,7 +364,8 @@ def render_card(tables: Sequence[Mapping[str, Any]], remarks: str = "") -> str:
 
 def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
     data = sorted({text for table in tables for text in table["data"].values()})
-    seeds = " and ".join(sorted({str(table["seeds"]) for table in tables}))
+    counts = sorted({table["seeds"] for table in tables})
+    seeds = f"{' or '.join(map(str, counts))} seed{'' if counts == [1] else 's'}"
     lines = [
         "Made by `examples/run_ablations.py` from the JSON files that it wrote, `tableN.json`.",
         "*paper* is the accuracy on AVE's test split that the paper prints, in %. *ours* is measured on other data:",
@@ -373,7 +374,7 @@ def _introduction(tables: Sequence[Mapping[str, Any]]) -> str:
         "",
         *[line for text in sorted({table["about_settings"] for table in tables}) if text for line in (text, "")],
         "So compare the differences between rows, not their heights. Each row is trained with the same settings over "
-        f"{seeds} seed{'' if seeds == '1' else 's'}; the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
+        f"{seeds}; the epoch is chosen on validation clips, and the test clips are used once. *±* is the "
         "deviation over the seeds; intervals, also in brackets, are 95 % bootstrap intervals over the test videos. A "
         "finding *holds* (or is *reversed*) only where the interval of the difference leaves zero out and all seeds "
         "agree in its sign; in twenty such verdicts, one can be chance. Unless a row says otherwise, *ours* is after "

@@ -18,7 +18,7 @@ from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.arguments import parse_overrides, write_json
 from ave_clip.training.features import FeatureStoreError
 from tests.conftest import tiny_localizer, tiny_processor
-from tests.test_train_localizer import write_h5
+from tests.data.ave_files import SPLITS, write_array, write_ave, write_orders
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -434,6 +434,16 @@ def test_a_row_that_fails_is_shown_and_does_not_stop_the_others(run_arguments, a
     assert len(content["w1"]) == 1
 
 
+def write_h5(folder: Path) -> Path:
+    """Small features and orders of nine rows of AVE, in the peers' layout."""
+    write_ave(folder)
+    write_orders(folder)
+    draw = np.random.default_rng(0)
+    write_array(folder / "visual_feature.h5", draw.normal(size=(9, 10, 2, 2, 6)))
+    write_array(folder / "audio_feature.h5", draw.normal(size=(9, 10, 4)))
+    return folder
+
+
 def test_peers_files_serve_as_data_and_as_their_row_of_table_2(ablations, tables, tmp_path):
     folder = str(write_h5(tmp_path / "h5"))
     (tmp_path / "stage3.yaml").write_text("num_epochs: 1\nlocalizer: {hidden_size: 8, agva_hidden_size: 8}\n")
@@ -448,9 +458,9 @@ def test_peers_files_serve_as_data_and_as_their_row_of_table_2(ablations, tables
     training = plans[2, "vgg"][0]
     ablations.train(training)
     probabilities, labels, rows = tables.read_predictions(training.folder / "predictions.safetensors")
-    assert rows == [3, 7, 11, 15, 19, 23]
-    assert probabilities[0].shape == (5, 4)
-    assert all(clip.shape == (5,) for clip in labels)
+    assert rows == sorted(SPLITS["test"])
+    assert probabilities[0].shape == (10, 29)
+    assert all(clip.shape == (10,) for clip in labels)
     with pytest.raises(ValueError, match="has no train predictions"):
         tables.read_predictions(training.folder / "predictions.safetensors", "train")
 
@@ -466,8 +476,9 @@ def test_data_without_a_test_split_or_of_another_encoder_is_refused_before_anyth
     with pytest.raises(FeatureStoreError, match="holds no manifest"):
         ablations.feature_source(args.model, features, "")
     folder = write_h5(tmp_path / "h5")
-    (folder / "test_order.h5").unlink()
-    with pytest.raises(ValueError, match=r"test split|test_order"):
+    for name in ("test_order.h5", "testSet.txt"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"has no test split|no test"):
         ablations.h5_source(str(folder), None)
 
 
