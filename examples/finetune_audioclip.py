@@ -33,7 +33,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from ave_clip.categories import AVE_CATEGORIES
@@ -70,7 +69,7 @@ from ave_clip.training.losses import (
 )
 from ave_clip.training.metrics import retrieval_metrics
 from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds, collate_pairs
-from ave_clip.training.run_state import STATE_FOLDER, RunState, RunStateError, add_resume_arguments, run_settings
+from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
@@ -312,7 +311,7 @@ def train_epoch(run: Run, progress: dict[str, Any]) -> float:
         progress["loss_sum"] += loss
         accelerator.log({**values, "logit_scale": temperature(run.audioclip).item()}, step=progress["step"])
         if args.save_steps and progress["step"] % args.save_steps == 0:
-            save_state(run, progress)
+            run.state.save(progress)
     return progress["loss_sum"] / progress["batch"]
 
 
@@ -429,19 +428,8 @@ def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
             save_checkpoint(run.output_dir, run.audioclip, run.processor.feature_extractor)
         is_over = epoch - best >= run.args.patience
         progress.update(epoch=run.args.num_epochs if is_over else epoch + 1, batch=0, loss_sum=0.0)
-        save_state(run, progress)
-    return history
-
-
-def save_state(run: Run, progress: dict[str, Any]) -> None:
-    """Save the state; a disk that is full while safetensors writes is told like every other failure."""
-    try:
         run.state.save(progress)
-    except SafetensorError as error:
-        raise RunStateError(
-            f"The state could not be written to {run.state.folder} ({error}). The one before it, if there was one, is "
-            "kept: free space and go on with --resume."
-        ) from error
+    return history
 
 
 def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]], data: dict) -> dict[str, float]:

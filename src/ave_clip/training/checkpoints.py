@@ -136,7 +136,7 @@ def save_checkpoint(folder: str | os.PathLike, localizer: AVEClipForLocalization
                 os.replace(path, target / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The localizer could not be written to {target} ({error}). What was there before is whole. Free space "
+            f"The model could not be written to {target} ({error}). What was there before is whole. Free space "
             "and go on with --resume."
         ) from error
 

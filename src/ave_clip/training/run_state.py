@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import logging
 
@@ -127,7 +128,7 @@ class RunState:
             if self.accelerator.is_main_process:
                 self._describe(partial, progress)
                 partial.rename(self.folder / f"state-{_number(places[0]) + 1 if places else 0:06d}")
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk its own way
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"{places[0]} is kept: free space and go on with --resume" if places else "There is none before it"
             raise RunStateError(f"The state could not be written to {partial} ({error}). {kept}.") from error
