@@ -25,8 +25,31 @@ from ave_clip.training.features import FeatureStore, FeatureStoreError
 from ave_clip.training.run_state import RunStateError
 from ave_clip.training.splits import SplitError
 from tests.data.ave_files import PeakMemory
-from tests.test_examples import AUDIOCLIP
 
+AUDIOCLIP = {
+    "model_type": "audioclip",
+    "projection_dim": 16,
+    "text_config": {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "vision_config": {"image_size": 32, "width": 4, "depths": [1, 1, 1, 1], "num_attention_heads": 4},
+    "audio_config": {
+        "sampling_rate": 8000,
+        "n_fft": 64,
+        "hop_length": 100,
+        "win_length": 64,
+        "width": 4,
+        "depths": [1, 1, 1, 1],
+        "groups": 1,
+        "width_per_group": 16,
+    },
+}
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LOCALIZER = ["hidden_size=8", "agva_hidden_size=8", "agva_attention_size=4", "min_event_segments=1"]
 H5_CLASSES = [f"kind {number}" for number in range(3)]
