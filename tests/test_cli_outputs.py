@@ -1,6 +1,7 @@
 """Where the command line writes what: files of other tools, one a video, pictures, odd names, devices, exports."""
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -233,6 +234,23 @@ def test_export_makes_a_folder_and_does_not_overwrite(checkpoint, folder):
     assert CliRunner().invoke(app, arguments).exit_code == 2 and not Path("graphs").exists()
     missing = CliRunner().invoke(app, ["export", "no/such/model", "other"])
     assert missing.exit_code == 1 and "no/such/model" in missing.output and not Path("other").exists()
+
+
+@pytest.mark.parametrize("format", ["hub", "onnx"])
+def test_export_replaces_nothing_but_an_earlier_checkpoint(checkpoint, folder, format):
+    shutil.copytree(checkpoint, "models/mine")
+    Path("notes").mkdir()
+    Path("notes/thesis.txt").write_text("years of work")
+    for out, reason in (
+        ("notes", "holds no config.json"),
+        (".", "which replacing it would delete"),
+        ("models/mine", "which replacing it would delete"),
+        ("models", "which replacing it would delete"),
+        ("notes/thesis.txt", "is a file"),
+    ):
+        result = CliRunner().invoke(app, ["export", "models/mine", out, "--format", format, "--overwrite"])
+        assert result.exit_code == 1 and reason in " ".join(result.output.split()), result.output
+    assert Path("notes/thesis.txt").read_text() == "years of work" and Path("models/mine/config.json").is_file()
 
 
 def test_an_exported_folder_is_a_model_for_localize(checkpoint, clip, localize):

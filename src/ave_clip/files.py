@@ -55,6 +55,32 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
         _put_in_place(folder, target, workshop / "old")
 
 
+def check_replaceable(path: str | os.PathLike, mark: str, *needed: str | os.PathLike) -> None:
+    """Refuse to replace a folder that is not an earlier one of its kind, or that holds what is still needed.
+
+    Args:
+        path (`str` or `os.PathLike`): The folder to be replaced; one that is missing or empty is fine.
+        mark (`str`): File that every folder of this kind holds.
+        needed (`str` or `os.PathLike`): Paths that must survive, beside the working directory.
+
+    Raises:
+        FolderInUseError: for a file, a folder without the mark, or one that holds a needed path.
+    """
+    target = Path(path).resolve()
+    for place in (Path.cwd(), *(Path(item).resolve() for item in needed)):
+        if place.is_relative_to(target):
+            raise FolderInUseError(
+                f"{target} holds {place}, which replacing it would delete. Write to another folder."
+            )
+    if target.is_dir() and any(target.iterdir()) and not (target / mark).is_file():
+        raise FolderInUseError(
+            f"{target} holds no {mark}, so it is no earlier output, and is not replaced. Delete it yourself, or write "
+            "to another folder."
+        )
+    if target.exists() and not target.is_dir():
+        raise FolderInUseError(f"{target} is a file. Delete it, or write to another place.")
+
+
 @contextmanager
 def _workshop(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as name:

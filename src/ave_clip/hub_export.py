@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import new_folder
+from .files import check_replaceable, new_folder
 
 LOCALIZATION_TASK = "audio-visual-event-localization"
 ZERO_SHOT_TASK = "zero-shot-audio-visual-event-localization"
@@ -59,11 +59,13 @@ def export_for_hub(
         `Path`: The folder: [`~ave_clip.training.hub.push_folder`] uploads it as it is.
 
     Raises:
-        FolderInUseError: if `out` exists and is not empty.
+        FolderInUseError: if `out` exists and is not empty; with `overwrite`, if it is no earlier checkpoint or holds
+            the model or the working directory.
         OSError: if there is no such model.
         ValueError: if the checkpoint is neither a localizer nor an AudioCLIP.
     """
     from transformers import AutoConfig
+    from transformers.utils import CONFIG_NAME
 
     config = AutoConfig.from_pretrained(model)
     if config.model_type not in ("ave_clip", "audioclip"):
@@ -72,6 +74,8 @@ def export_for_hub(
             "(audioclip)."
         )
     write = _write_localizer if config.model_type == "ave_clip" else _write_audioclip
+    if overwrite:
+        check_replaceable(out, CONFIG_NAME, model)
     with new_folder(out, overwrite) as folder:
         task = write(model, folder)
         _write_card(model, folder, config.model_type, task, repo_id or Path(out).name)

@@ -23,9 +23,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME
 
-from .configuration_ave_clip import AVEClipOnnxConfig
-from .files import new_folder
+from .configuration_ave_clip import AVEClipConfig, AVEClipOnnxConfig
+from .files import check_replaceable, new_folder
 from .modeling_ave_clip import AVEClipBidirectionalLSTM, AVEClipForLocalization
 from .onnx_model import GRAPHS
 from .processing_ave_clip import AVEClipProcessor
@@ -55,11 +57,16 @@ def export_onnx(
 
     Raises:
         ImportError: where `onnx` or `onnxscript` is not installed.
-        ValueError: for a model whose weights are not float32.
-        FolderInUseError: where the folder exists.
+        ValueError: for a model that is no localizer of torch weights, or whose weights are not float32.
+        FolderInUseError: where the folder exists; with `overwrite`, where it is no earlier checkpoint or holds the
+            model or the working directory.
     """
     _check_packages()
-    if not isinstance(model, AVEClipForLocalization):
+    is_loaded = isinstance(model, AVEClipForLocalization)
+    if overwrite:
+        check_replaceable(folder, CONFIG_NAME, *(() if is_loaded else (model,)))
+    if not is_loaded:
+        _check_type(model)
         processor = processor or AVEClipProcessor.from_pretrained(model)
         model = AVEClipForLocalization.from_pretrained(model, dtype=torch.float32)
     if model.dtype != torch.float32:
@@ -75,6 +82,12 @@ def export_onnx(
         if processor is not None:
             processor.save_pretrained(partial)
     return Path(folder)
+
+
+def _check_type(source: str | os.PathLike) -> None:
+    found = AutoConfig.from_pretrained(source).model_type
+    if found != AVEClipConfig.model_type:
+        raise ValueError(f"{source} is a model of type {found!r}. Export a localizer ({AVEClipConfig.model_type}).")
 
 
 class _Graph(nn.Module):
