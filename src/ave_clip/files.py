@@ -55,12 +55,13 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
         _put_in_place(folder, target, workshop / "old")
 
 
-def check_replaceable(path: str | os.PathLike, mark: str, *needed: str | os.PathLike) -> None:
+def check_replaceable(path: str | os.PathLike, mark: str, kind: str, *needed: str | os.PathLike) -> None:
     """Refuse to replace a folder that is not an earlier one of its kind, or that holds what is still needed.
 
     Args:
         path (`str` or `os.PathLike`): The folder to be replaced; one that is missing or empty is fine.
         mark (`str`): File that every folder of this kind holds.
+        kind (`str`): What such a folder is, for the message.
         needed (`str` or `os.PathLike`): Paths that must survive, beside the working directory.
 
     Raises:
@@ -74,8 +75,8 @@ def check_replaceable(path: str | os.PathLike, mark: str, *needed: str | os.Path
             )
     if target.is_dir() and any(target.iterdir()) and not (target / mark).is_file():
         raise FolderInUseError(
-            f"{target} holds no {mark}, so it is no earlier output, and is not replaced. Delete it yourself, or write "
-            "to another folder."
+            f"{target} holds no {mark}, so it is not an earlier {kind} and is not replaced. Delete it yourself, or "
+            "write to another folder."
         )
     if target.exists() and not target.is_dir():
         raise FolderInUseError(f"{target} is a file. Delete it, or write to another place.")

@@ -75,7 +75,7 @@ def export_for_hub(
         )
     write = _write_localizer if config.model_type == "ave_clip" else _write_audioclip
     if overwrite:
-        check_replaceable(out, CONFIG_NAME, model)
+        check_replaceable(out, CONFIG_NAME, "checkpoint", model)
     with new_folder(out, overwrite) as folder:
         task = write(model, folder)
         _write_card(model, folder, config.model_type, task, repo_id or Path(out).name)

@@ -64,7 +64,7 @@ def export_onnx(
     _check_packages()
     is_loaded = isinstance(model, AVEClipForLocalization)
     if overwrite:
-        check_replaceable(folder, CONFIG_NAME, *(() if is_loaded else (model,)))
+        check_replaceable(folder, CONFIG_NAME, "checkpoint", *(() if is_loaded else (model,)))
     if not is_loaded:
         _check_type(model)
         processor = processor or AVEClipProcessor.from_pretrained(model)

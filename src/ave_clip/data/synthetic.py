@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from ..files import new_folder
+from ..files import check_replaceable, new_folder
 from . import synthetic_sounds as sounds
 from .synthetic_pictures import HEIGHT, WIDTH, Mover, Picture, Scene, paste
 
@@ -413,11 +413,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"out_dir {str(target)!r} is not empty. Name another folder, or pass overwrite=True.")
-    if not (target / METADATA_FILE).is_file():
-        raise ValueError(
-            f"out_dir {str(target)!r} holds no {METADATA_FILE}, so it is not an earlier synthetic data set and is not "
-            "overwritten. Name another folder, or empty it yourself."
-        )
+    check_replaceable(target, METADATA_FILE, "synthetic data set")
 
 
 def _draw_video_ids(seed: int, scripts: Sequence[ClipScript]) -> list[str]:
