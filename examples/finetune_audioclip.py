@@ -53,7 +53,7 @@ from ave_clip.training.checkpoints import (
     save_checkpoint,
     towers_fingerprint,
 )
-from ave_clip.training.clips import build_clip_cache, normalize_frames
+from ave_clip.training.clips import build_clip_cache
 from ave_clip.training.gradients import (
     UnscaledSpectrogram,
     backward_in_chunks,
@@ -344,7 +344,7 @@ def encode(run: Run, batch: dict[str, Any], is_augmented: bool, part: slice) -> 
         draws = batch["draws"][part]
         frames = augment_frames(frames, draws, args.shift_pixels, args.picture_gain)
         sounds = augment_sounds(sounds, draws, args.sound_gain_db)
-    pixel_values = normalize_frames(frames, run.processor.video_processor)
+    pixel_values = run.processor.video_processor.normalize_pixels(frames)
     output = run.model(pixel_values=pixel_values, input_values=sounds)
     return output.audio_embeds, output.image_embeds
 

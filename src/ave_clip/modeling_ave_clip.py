@@ -369,9 +369,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         visual_size = config.resolved_image_feature_size
         audio_size = config.resolved_audio_feature_size
         hidden_size = config.hidden_size
-        if (
-            config.use_encoders
-        ):  # not `_from_config`: the dtype saved with a nested config would override the asked one
+        if config.use_encoders:
+            # Not `_from_config`: the dtype saved with a nested config would override the asked one.
             self.vision_model = AudioCLIPVisionModel(config.audioclip_config.vision_config)
             self.audio_model = AudioCLIPAudioModel(config.audioclip_config.audio_config)
         self.image_norm = AVEClipFeatureNorm(visual_size) if config.normalize_features else None
@@ -464,13 +463,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             `audio_features` `(batch_size, num_segments, width)`.
         """
         self._require_encoders()
-        batch_size, num_segments, num_frames = pixel_values.shape[:3]
-        segments = torch.ones(batch_size, num_segments, dtype=torch.bool, device=pixel_values.device)
-        if segment_mask is not None:
-            segments = segment_mask.to(segments.device, torch.bool)
-        frames = segments.unsqueeze(-1).expand(-1, -1, num_frames)
-        if frame_mask is not None:
-            frames = frames & frame_mask.to(segments.device, torch.bool)
+        frames, segments = real_items(pixel_values, frame_mask, segment_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders_frozen):
             image_features = encode_frames(self._frame_features, pixel_values, frames, frame_sources)
             audio_features = self._encode_audio(input_values, segments)
@@ -759,6 +752,28 @@ def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], items: torc
     if torch.is_grad_enabled() or len(items) <= ENCODER_CHUNK_SIZE:
         return encode(items)
     return torch.cat([encode(chunk) for chunk in items.split(ENCODER_CHUNK_SIZE)])
+
+
+def real_items(
+    pixel_values: torch.Tensor, frame_mask: torch.Tensor | None, segment_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which frames and segments are there, none of the frames in padded segments.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_segments, num_frames, ...)`): Frames.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_segments, num_frames)`, *optional*): All by default.
+        segment_mask (`torch.BoolTensor` of shape `(batch_size, num_segments)`, *optional*): All by default.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_segments, num_frames)` and of shape `(batch_size, num_segments)`.
+    """
+    segments = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+    if segment_mask is not None:
+        segments = segment_mask.to(segments.device, torch.bool)
+    frames = segments.unsqueeze(-1).expand(pixel_values.shape[:3])
+    if frame_mask is not None:
+        frames = frames & frame_mask.to(segments.device, torch.bool)
+    return frames, segments
 
 
 def encode_frames(

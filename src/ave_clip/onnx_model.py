@@ -14,7 +14,13 @@ from torch import nn
 from transformers.utils import cached_file, logging
 
 from .configuration_ave_clip import AVEClipOnnxConfig
-from .modeling_ave_clip import AVEClipLocalizationOutput, encode_frames, encode_in_chunks, place_segments
+from .modeling_ave_clip import (
+    AVEClipLocalizationOutput,
+    encode_frames,
+    encode_in_chunks,
+    place_segments,
+    real_items,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -109,12 +115,7 @@ class AVEClipOnnxForLocalization(nn.Module):
         frame_sources: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.encode`."""
-        segments = torch.ones(pixel_values.shape[:2], dtype=torch.bool)
-        if segment_mask is not None:
-            segments = segment_mask.bool()
-        frames = segments.unsqueeze(-1).expand(pixel_values.shape[:3])
-        if frame_mask is not None:
-            frames = frames & frame_mask.bool()
+        frames, segments = real_items(pixel_values, frame_mask, segment_mask)
         image = encode_frames(lambda part: self._run("vision", part)[0], pixel_values, frames, frame_sources)
         audio = encode_in_chunks(lambda part: self._run("audio", part)[0], input_values[segments])
         return image, place_segments(audio, segments)

@@ -15,7 +15,6 @@ from ave_clip.training.clips import (
     build_clip_cache,
     cache_key,
     clips_fingerprint,
-    normalize_frames,
 )
 from tests.conftest import tiny_processor
 
@@ -69,7 +68,7 @@ def test_the_cache_holds_what_the_reader_reads(cache, examples):
     processor = tiny_processor()
     for index in (0, len(examples) - 1):
         clip = ClipReader(examples, processor)[index]
-        frames = normalize_frames(torch.from_numpy(cache.frames[index].copy()), processor.video_processor)
+        frames = processor.video_processor.normalize_pixels(torch.from_numpy(cache.frames[index].copy()))
         torch.testing.assert_close(frames, clip["pixel_values"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(cache.sounds[index].copy()), clip["input_values"], rtol=0, atol=0)
         assert cache.labels[index].tolist() == clip["labels"].tolist()

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from ave_clip.data import load_ave_features
-from ave_clip.training.features import FeatureStoreError, FeatureWriter
+from ave_clip.training.features import FeatureStoreError, FeatureWriter, collate_clips
 from ave_clip.training.splits import (
     FeatureSplits,
     H5Splits,
     SplitError,
     build_prediction_loader,
     choose_clips,
-    collate_split,
     video_label,
 )
 from tests.data.ave_files import write_array, write_ave, write_orders
@@ -66,8 +65,8 @@ def test_stage_2_features_come_with_both_kinds_of_labels(tmp_path):
     write_features(tmp_path / "train", [[0, 0, 2], [2, 2, 2]])
     source = FeatureSplits(tmp_path)
     batch = [source.open("train")[index] for index in range(2)]
-    assert collate_split(batch)["labels"].tolist() == [[0, 0, 2], [2, 2, 2]]
-    assert collate_split(batch, video_level=True)["labels"].tolist() == [0, 2]
+    assert collate_clips(batch)["labels"].tolist() == [[0, 0, 2], [2, 2, 2]]
+    assert collate_clips(batch, video_level=True)["labels"].tolist() == [0, 2]
     assert source.id2label == {0: "bark", 1: "bell", 2: "background"}
     assert source.open("test") is None
 
@@ -145,6 +144,6 @@ def test_prediction_loaders_of_all_processes_hold_every_clip_once():
 
 def test_clips_that_cannot_be_read_are_left_out_unless_all_are():
     clip = {"row": 1, "labels": torch.zeros(2), "video_label": 0, "audio_features": torch.zeros(2, 1)}
-    assert collate_split([{"row": 0, "error": "no video"}, clip])["rows"].tolist() == [1]
+    assert collate_clips([{"row": 0, "error": "no video"}, clip])["rows"].tolist() == [1]
     with pytest.raises(SplitError, match=r"None of 1 clips could be read\. The first: no video"):
-        collate_split([{"row": 0, "error": "no video"}])
+        collate_clips([{"row": 0, "error": "no video"}])

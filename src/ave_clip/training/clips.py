@@ -67,8 +67,8 @@ class ClipReader(Dataset):
 class ClipCache:
     """All clips of a split, decoded once, as memory-mapped arrays: training reads them at the speed of memory.
 
-    Frames are kept as `uint8`, resized and cropped but not normalised (see `normalize_frames`); sound as the float32
-    the audio tower takes.
+    Frames are kept as `uint8`, resized and cropped but not normalised (`AVEClipVideoProcessor.normalize_pixels` does
+    that); sound as the float32 the audio tower takes.
 
     Args:
         folder (`str` or `os.PathLike`): Folder that `build_clip_cache` made.
@@ -147,21 +147,6 @@ def clips_fingerprint(examples: Iterable[Mapping[str, Any]]) -> str:
     for example in examples:
         digest.update(repr((example["row"], identify_video(example["video"]), list(example["labels"]))).encode())
     return digest.hexdigest()[:16]
-
-
-def normalize_frames(frames: torch.Tensor, video_processor: Any) -> torch.Tensor:
-    """Do to cached frames what the video processor does last: rescale and normalise.
-
-    Args:
-        frames (`torch.Tensor` of shape `(..., 3, height, width)`, uint8): From a `ClipCache`.
-        video_processor (`AVEClipVideoProcessor`): Holds the factor, mean and standard deviation.
-
-    Returns:
-        `torch.Tensor` of the same shape, float32.
-    """
-    mean = torch.tensor(video_processor.image_mean, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(video_processor.image_std, device=frames.device).view(3, 1, 1)
-    return (frames.float() * video_processor.rescale_factor - mean) / std
 
 
 def _fill_cache(folder: Path, reader: ClipReader, num_workers: int) -> None:

@@ -43,6 +43,10 @@ METADATA_KEY = "ave_clip"
 MAX_LISTED = 8
 
 
+class SplitError(ValueError):
+    """A split is missing, empty, unreadable or without labels."""
+
+
 class FeatureStoreError(ValueError):
     """A feature store is missing, incomplete, damaged, or was made by something else than what asks for it."""
 
@@ -346,16 +350,20 @@ class FeatureStore(Dataset):
             )
 
 
-def collate_clips(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_clips(clips: Sequence[Mapping[str, Any]], video_level: bool = False) -> dict[str, torch.Tensor]:
     """Batch clips of `FeatureStore` or `ClipReader` by `collate_rows`; unreadable ones (with an `error`) are left out.
 
+    Args:
+        clips (`Sequence[Mapping[str, Any]]`): Rows.
+        video_level (`bool`): Whether `labels` are the classes of whole clips.
+
     Raises:
-        ValueError: where no clip could be read.
+        SplitError: where no clip could be read.
     """
     readable = [clip for clip in clips if "error" not in clip]
     if not readable:
-        raise ValueError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
-    return collate_rows(readable)
+        raise SplitError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
+    return collate_rows(readable, video_level)
 
 
 def _own_settings(config: PreTrainedConfig | None) -> dict[str, Any]:

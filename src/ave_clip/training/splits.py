@@ -1,6 +1,6 @@
 """The labelled clips that stage 3 learns from, whatever they come from: stage 2's features, peers' h5, or videos.
 
-Each source gives its splits as rows for `collate_split`: the model's inputs, `labels` of each segment, `video_label`
+Each source gives its splits as rows for `collate_clips`: the model's inputs, `labels` of each segment, `video_label`
 of the whole clip, and the `row` number. Rows are read when they are asked for.
 """
 
@@ -19,17 +19,12 @@ from ..categories import labels_with_background
 from ..configuration_ave_clip import AVEClipConfig
 from ..data import load_ave, load_ave_features
 from ..data.annotations import IGNORED_LABEL
-from ..data.collation import collate_rows
 from ..data.h5 import AUDIO_FILE, H5Array
 from .clips import ClipReader, clips_fingerprint
-from .features import FeatureStore
+from .features import FeatureStore, SplitError, collate_clips
 from .sampling import GlobalBatchSampler, item_rng
 
 SUBSET_KEY = 0xC11B5  # keeps the choice of a subset apart from the orders of the epochs
-
-
-class SplitError(ValueError):
-    """A split is missing, empty or without labels."""
 
 
 class FeatureSplits:
@@ -248,22 +243,6 @@ def choose_clips(clips: Dataset, number: int | None, seed: int) -> Dataset:
     return Subset(clips, sorted(item_rng(seed, SUBSET_KEY).permutation(len(clips))[:number].tolist()))
 
 
-def collate_split(clips: Sequence[Mapping[str, Any]], video_level: bool = False) -> dict[str, torch.Tensor]:
-    """Batch rows of a split (see `collate_rows`), leaving out those that could not be read.
-
-    Args:
-        clips (`Sequence[Mapping[str, Any]]`): Rows.
-        video_level (`bool`): Whether `labels` are the classes of whole clips.
-
-    Raises:
-        SplitError: where no clip could be read.
-    """
-    readable = [clip for clip in clips if "error" not in clip]
-    if not readable:
-        raise SplitError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
-    return collate_rows(readable, video_level)
-
-
 def build_train_loader(
     clips: Dataset, sampler: GlobalBatchSampler, video_level: bool = False, num_workers: int = 0
 ) -> DataLoader:
@@ -275,7 +254,7 @@ def build_train_loader(
         video_level (`bool`): Whether `labels` are the classes of whole clips.
         num_workers (`int`): Processes that read.
     """
-    collate = partial(collate_split, video_level=video_level)
+    collate = partial(collate_clips, video_level=video_level)
     return DataLoader(clips, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers)
 
 
@@ -292,7 +271,7 @@ def build_prediction_loader(
     """
     own = Subset(clips, range(process_index, len(clips), num_processes))
     size = max(1, batch_size // num_processes)
-    return DataLoader(own, size, collate_fn=collate_split, num_workers=num_workers)
+    return DataLoader(own, size, collate_fn=collate_clips, num_workers=num_workers)
 
 
 def _check_labels(split: str, labels: Iterable[Sequence[int]]) -> None:
