@@ -1,7 +1,6 @@
 """The example of AVEL's second task: from videos and from stage 2's features, with and without its own split."""
 
 import json
-import sys
 from pathlib import Path
 
 import h5py
@@ -18,12 +17,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import cross_modality
-        import extract_features
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    import cross_modality
+    import extract_features
+
     return {"task": cross_modality, "stage2": extract_features}
 
 

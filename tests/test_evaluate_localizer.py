@@ -28,11 +28,8 @@ SEEDS = ("seed0", "seed1")
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import evaluate_localizer
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    import evaluate_localizer
+
     return evaluate_localizer
 
 

@@ -15,8 +15,7 @@ def test_the_stages_are_among_the_scripts():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_explains_itself(name, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_every_script_explains_itself(name, capsys):
     script = importlib.import_module(name)
     with pytest.raises(SystemExit) as stopped:
         script.main(["--help"])

@@ -29,11 +29,8 @@ NUM_ROWS = {"train": 6, "validation": 2, "test": 2}
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import extract_features
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    import extract_features
+
     return extract_features
 
 

@@ -30,11 +30,8 @@ AUGMENTATION = ["--shift_pixels", "2", "--picture_gain", "0.2", "--max_shift", "
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import finetune_audioclip
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    import finetune_audioclip
+
     return finetune_audioclip
 
 

@@ -17,13 +17,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(scope="module")
 def corpus_script():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import localize_corpus
+    import localize_corpus
 
-        yield localize_corpus
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return localize_corpus
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """The retrieval example: every direction across the senses, on files of each kind."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import retrieve
 import torch
 from PIL import Image
 
@@ -12,9 +10,6 @@ from ave_clip import AudioCLIPModel
 
 from .media import write_recording
 from .test_pipeline_zero_shot import save_tiny_audioclip
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import retrieve
 
 
 @pytest.fixture(scope="module")

@@ -41,13 +41,6 @@ STAGES = {
 A, B, NOTHING = 0, 1, 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def path_of_examples():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
 @pytest.fixture(scope="module")
 def ablations():
     import run_ablations

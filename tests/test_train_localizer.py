@@ -57,11 +57,8 @@ H5_CLASSES = [f"kind {number}" for number in range(3)]
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import train_localizer
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    import train_localizer
+
     return train_localizer
 
 
@@ -74,11 +71,8 @@ def work(tmp_path_factory):
     set_seed(0)
     load_audioclip(folder / "audioclip.json").save_pretrained(folder / "encoder")
     AudioCLIPFeatureExtractor(sampling_rate=8000).save_pretrained(folder / "encoder")
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import extract_features
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    import extract_features
+
     arguments = ["--cpu", "--model", folder / "encoder", "--data_dir", folder / "clips", "--num_workers", "0"]
     arguments += ["--output_dir", folder / "features", "--num_frames_per_segment", "2", "--dtype", "float32"]
     extract_features.main([str(argument) for argument in arguments])
