@@ -4,6 +4,7 @@ It takes the place of [`AVEClipForLocalization`] in the pipeline and in code tha
 `localize`, or the model itself, for inference.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -176,11 +177,21 @@ def _load_onnxruntime(path: str) -> Callable:
     return lambda *inputs: session.run(None, dict(zip(names, inputs)))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the whole process, never freed.
+
+    Its CPU plugin puts the stack on which this thread handles signals into memory of its own and frees that with the
+    last reference, from whichever thread that is; the next signal with a handler (a child that ends, once a DataLoader
+    had workers) then kills the process.
+    """
+    return _import_backend("openvino").Core()
+
+
 def _load_openvino(path: str) -> Callable:
-    openvino = _import_backend("openvino")
     # Without the hint OpenVINO computes in bfloat16 where the processor can.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(Path(path), "CPU", settings)
+    compiled = _openvino_core().compile_model(Path(path), "CPU", settings)
 
     def run(*inputs):
         results = compiled(list(inputs))
