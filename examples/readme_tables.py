@@ -1,12 +1,14 @@
-"""Fill the tables of the README from the committed results: run it after a training of ave-clip-tiny or a benchmark.
+"""Fill the tables of the READMEs from the committed results: run it after a training of ave-clip-tiny or a benchmark.
 
 What it reads: `model_cards/results/ave-clip-tiny*.json` and `examples/benchmarks/results/*.json`.
-What it writes: the blocks of README.md between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; nothing else changes.
+What it writes: the blocks between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of README.md and of the benchmarks'
+README.md; nothing else changes.
 
     python examples/readme_tables.py
 """
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,8 @@ MEASURES = {
 }
 CONTROLS = {"stage3": "sight and sound", "no_audio": "sound blanked", "no_video": "sight blanked"}
 REFERENCES = {"all_background": "background everywhere", "never_background": "the right class, never background"}
+# Results of `examples/benchmarks/` that the README shows; its own README shows all.
+SHOWN_SPEED = ("reference", "pipeline")
 SPEED_COLUMNS = {
     "row": "what",
     "milliseconds": "ms",
@@ -39,24 +43,28 @@ SPEED_COLUMNS = {
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--benchmarks_readme", type=Path, default=ROOT / "examples" / "benchmarks" / "README.md")
     parser.add_argument("--results_dir", type=Path, default=ROOT / "model_cards" / "results")
     parser.add_argument("--benchmarks_dir", type=Path, default=ROOT / "examples" / "benchmarks" / "results")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, str]:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    blocks = {
-        "ave-clip-tiny": tiny_tables(args.results_dir),
-        "speed": "\n\n".join(speed_table(path) for path in sorted(args.benchmarks_dir.glob("*.json"))),
-    }
-    text = args.readme.read_text(encoding="utf-8")
+    speed = {path.stem: speed_tables(path) for path in sorted(args.benchmarks_dir.glob("*.json"))}
+    shown = "\n\n".join(speed[name] for name in SHOWN_SPEED if name in speed)
+    fill(args.readme, {"ave-clip-tiny": tiny_tables(args.results_dir), "speed": shown})
+    fill(args.benchmarks_readme, speed)
+
+
+def fill(page: Path, blocks: Mapping[str, str]) -> None:
+    """Put each block that is not empty between its markers."""
+    text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         if block:
             text = replace_block(text, name, block)
-    with atomic_file(args.readme) as partial:
+    with atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
-    return blocks
 
 
 def replace_block(text: str, name: str, block: str) -> str:
@@ -94,17 +102,19 @@ def _control_table(results: Mapping[str, Any]) -> str:
     return f"The same network trained with one modality blanked, on the validation clips:\n\n{_table(rows)}"
 
 
-def speed_table(path: Path) -> str:
-    """One benchmark's rows, with what they were measured on and the command."""
+def speed_tables(path: Path) -> str:
+    """One benchmark's rows, those of the same kind as one table, with the command and what they were measured on."""
     content = _read(path)
-    rows = content["rows"]
-    columns = [name for name in SPEED_COLUMNS if any(name in row for row in rows)]
-    columns += [name for name in rows[0] if name not in SPEED_COLUMNS and all(name in row for row in rows)]
-    titles = [SPEED_COLUMNS.get(name, name.replace("_", " ")) for name in columns]
-    table = _table([titles, *([_cell(row.get(name, "")) for name in columns] for row in rows)])
+    tables = [_speed_table(list(rows)) for _, rows in itertools.groupby(content["rows"], key=tuple)]
     machine = content["machine"]
     where = f"{machine['processor']}, {machine['threads']} threads, torch {content['versions']['torch']}"
-    return f"{table}\n\n`python {content['command']}` on {where}."
+    return "\n\n".join([*tables, f"`python {content['command']}` on {where}."])
+
+
+def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = sorted(rows[0], key=lambda name: list(SPEED_COLUMNS).index(name) if name in SPEED_COLUMNS else 99)
+    titles = [SPEED_COLUMNS.get(name, name.replace("_", " ")) for name in columns]
+    return _table([titles, *([_cell(row[name]) for name in columns] for row in rows)])
 
 
 def _main(decoders: Mapping[str, Any]) -> Mapping[str, Any]:

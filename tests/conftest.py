@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from ave_clip.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
 from ave_clip.configuration_ave_clip import AVEClipConfig
@@ -90,3 +91,12 @@ def checkpoint(tmp_path_factory) -> str:
     tiny_localizer().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def progress_bars():
+    """transformers' progress bars switched on, and afterwards as they were before."""
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    yield
+    (logging.enable_progress_bar if before else logging.disable_progress_bar)()

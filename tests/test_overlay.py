@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from transformers.utils import logging
 
 from ave_clip.overlay import write_overlay
 from ave_clip.video_io import VideoReadError, iter_segments, read_video
@@ -243,9 +244,13 @@ def test_progress_is_told_to_the_end(clip, tmp_path):
     assert told[-1][1] == pytest.approx(told[-1][2], abs=0.05) and told[-1][2] == pytest.approx(4.0, abs=0.05)
 
 
-def test_a_progress_bar_is_shown(clip, tmp_path, capsys):
+@pytest.mark.usefixtures("progress_bars")
+def test_a_progress_bar_is_shown_unless_switched_off(clip, tmp_path, capsys):
     write_overlay(clip, result_of(4), tmp_path / "out.mp4", progress=True)
     assert "clip.mp4 (overlay): 100%" in capsys.readouterr().err
+    logging.disable_progress_bar()
+    write_overlay(clip, result_of(4), tmp_path / "out.mp4", progress=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

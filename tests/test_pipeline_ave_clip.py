@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import pipeline
+from transformers.utils import logging
 
 import ave_clip
 from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, WindowLogits, ahead, find_frame_sources
@@ -210,6 +211,15 @@ def test_top_k_and_heatmaps_on_demand(localizer, tmp_path):
         assert len(best) == 3 and best == sorted(best, reverse=True)
     assert result["heatmaps"].shape == (2, 2, 2)
     np.testing.assert_allclose(result["heatmaps"].sum(axis=(1, 2)), 1, atol=1e-5)
+
+
+@pytest.mark.usefixtures("progress_bars")
+def test_a_progress_bar_is_shown_unless_switched_off(localizer, tmp_path, capsys):
+    path = str(write_recording(tmp_path / "clip.mp4", 2.0))
+    localizer(path, progress=True)
+    assert "100%" in capsys.readouterr().err
+    logging.disable_progress_bar()
+    assert localizer(path, progress=True)["segments"] and capsys.readouterr().err == ""
 
 
 def test_progress_is_told_after_each_block(localizer, tmp_path):

@@ -6,20 +6,27 @@ computed anew at each call. Each row is one dtype at one batch size, `ratio` tim
 normalisation measured on the inputs, unless `--model` names a converted AudioCLIP.
 
     python examples/benchmarks/encoders.py --output encoders.json
-    python examples/benchmarks/encoders.py --model path/to/audioclip --compile
+    python examples/benchmarks/encoders.py --model path/to/audioclip --backends compile onnxruntime openvino
 """
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from timing import REFERENCE, finish, interleaved, parse, parser_for
 from torch import nn
 
 from ave_clip import AudioCLIPConfig, AudioCLIPModel
+from ave_clip.onnx_export import export_onnx
+from ave_clip.onnx_model import AVEClipOnnxForLocalization
+from ave_clip.training.checkpoints import build_localizer
 
 SAMPLING_RATE = 44100
+NUM_LABELS = 29
+COMPILE, *EXPORTED = BACKENDS = ("compile", "onnxruntime", "openvino")
 VARIANTS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}}
 
 
@@ -27,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = parser_for(__doc__)
     parser.add_argument("--model", help="Folder of a converted AudioCLIP; random weights by default.")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[10, 40])
-    parser.add_argument("--compile", action="store_true", help="Also measure with torch.compile (minutes).")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=[], help="Others to measure (minutes).")
     return parse(parser, argv)
 
 
@@ -64,18 +71,19 @@ def build_model(args: argparse.Namespace) -> AudioCLIPModel:
 
 
 def measure(
-    name: str, reference: Callable[[], torch.Tensor], variants: dict[str, Callable], batch: int, rounds: int
+    name: str, reference: Callable, variants: dict[str, Callable], inputs: torch.Tensor, rounds: int
 ) -> list[dict]:
-    """One row for each variant of one tower at one batch size."""
-    expected = reference()
-    times = interleaved({REFERENCE: reference, **variants}, rounds)
+    """One row for each variant of one tower on one batch."""
+    expected = reference(inputs)
+    calls = {REFERENCE: reference, **variants}
+    times = interleaved({label: lambda call=call: call(inputs) for label, call in calls.items()}, rounds)
     rows = []
     for variant, call in variants.items():
-        embeds = call()
+        embeds = call(inputs)
         cosine = nn.functional.cosine_similarity(embeds, expected).min().item()
         rows.append(
             {
-                "row": f"{name} {variant} batch {batch}",
+                "row": f"{name} {variant} batch {len(inputs)}",
                 **times[variant],
                 "reference_milliseconds": times[REFERENCE]["milliseconds"],
                 "max_difference": float(f"{(embeds - expected).abs().max().item():.2e}"),
@@ -85,36 +93,60 @@ def measure(
     return rows
 
 
-def optimized_copies(model: AudioCLIPModel, with_compile: bool) -> dict[str, AudioCLIPModel]:
-    """One model for each variant; the plain one is left as it is."""
+def optimized_copies(model: AudioCLIPModel, with_compile: bool) -> dict[str, tuple[Callable, Callable]]:
+    """Audio and image tower of each variant; the plain model is left as it is."""
     variants = dict(VARIANTS)
     if with_compile:
         variants |= {f"{name} compile": {**options, "compile": True} for name, options in VARIANTS.items()}
-    return {name: copy.deepcopy(model).optimize_for_inference(**options) for name, options in variants.items()}
+    copies = {name: copy.deepcopy(model).optimize_for_inference(**options) for name, options in variants.items()}
+    return {
+        name: (
+            lambda sound, m=fast: m.audio_model(sound).audio_embeds,
+            lambda images, m=fast: m.vision_model(images).image_embeds,
+        )
+        for name, fast in copies.items()
+    }
+
+
+def exported_towers(
+    model: AudioCLIPModel, backends: Sequence[str], folder: Path
+) -> dict[str, tuple[Callable, Callable]]:
+    """Audio and image tower as ONNX graphs, run by each of the backends."""
+    if not backends:
+        return {}
+    names = {index: str(index) for index in range(NUM_LABELS)}
+    localizer = build_localizer(model, names, {"visual_feature_type": "pooled"})
+    export_onnx(localizer.eval(), folder / "onnx")
+    found = {name: AVEClipOnnxForLocalization.from_pretrained(folder / "onnx", backend=name) for name in backends}
+    return {
+        f"float32 {name}": (
+            lambda sound, m=exported: m.run_graph("audio", sound)[0],
+            lambda images, m=exported: m.run_graph("vision", images)[0],
+        )
+        for name, exported in found.items()
+    }
 
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
-    model = build_model(args)
-    copies, rows = optimized_copies(model, args.compile), []
-    for batch in args.batch_sizes:
-        sound, images = waveforms(batch), pictures(batch, model.config.vision_config.image_size)
+    model, rows = build_model(args), []
+    image_size = model.config.vision_config.image_size
 
-        def original_audio(sound: torch.Tensor = sound) -> torch.Tensor:
-            model.audio_model.fbsp.train().eval()  # forgets the filters
-            return model.audio_model(sound).audio_embeds
+    def plain_audio(sound: torch.Tensor) -> torch.Tensor:
+        model.audio_model.fbsp.train().eval()  # forgets the filters
+        return model.audio_model(sound).audio_embeds
 
-        audio = {
-            name: lambda fast=fast, sound=sound: fast.audio_model(sound).audio_embeds for name, fast in copies.items()
-        }
-        vision = {
-            name: lambda fast=fast, images=images: fast.vision_model(images).image_embeds
-            for name, fast in copies.items()
-        }
-        rows += measure("audio", original_audio, audio, batch, args.rounds)
-        original_vision = lambda images=images: model.vision_model(images).image_embeds  # noqa: E731
-        rows += measure("image", original_vision, vision, batch, args.rounds)
+    def plain_vision(images: torch.Tensor) -> torch.Tensor:
+        return model.vision_model(images).image_embeds
+
+    with tempfile.TemporaryDirectory() as folder:
+        towers = optimized_copies(model, COMPILE in args.backends)
+        towers |= exported_towers(model, [name for name in EXPORTED if name in args.backends], Path(folder))
+        audio, vision = ({name: pair[side] for name, pair in towers.items()} for side in (0, 1))
+        for batch in args.batch_sizes:
+            rows += measure("audio", plain_audio, audio, waveforms(batch), args.rounds)
+            rows += measure("image", plain_vision, vision, pictures(batch, image_size), args.rounds)
     return finish(rows, args, argv)
 
 

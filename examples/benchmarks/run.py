@@ -10,7 +10,6 @@ Ratios are of interleaved runs, so they hold on a busy machine, but only on mach
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,9 @@ from ave_clip.training.arguments import describe_run, write_json
 
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = FOLDER / "results" / "reference.json"
-PARTS = ("encoders", "fusion", "localizer")
+# Each with what it leaves out when it must be quick.
+PARTS = {"encoders": (), "fusion": (), "localizer": (), "pipeline": ("--parts", "localize", "start")}
+WITH_ENCODERS = ("encoders", "pipeline")
 TOLERATED_DROP = 0.15
 
 
@@ -29,6 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Few rounds; then compare with the committed results.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--model", help="Folder of a converted AudioCLIP; random weights by default.")
     parser.add_argument("--threads", type=int, help="Of torch; those of the committed results by default.")
     parser.add_argument("--check", help=f"Results to compare with; {COMMITTED.name} of results/ with --quick.")
     parser.add_argument("--output", help="JSON file for the merged results.")
@@ -43,8 +45,9 @@ def run_part(name: str, args: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
         command = [sys.executable, str(FOLDER / f"{name}.py"), "--output", str(output)]
-        command += ["--quick"] if args.quick else []
+        command += ["--quick", *PARTS[name]] if args.quick else []
         command += ["--threads", str(args.threads)] if args.threads else []
+    command += ["--model", args.model] if args.model and name in WITH_ENCODERS else []
         subprocess.run(command, check=True)
         return json.loads(output.read_text(encoding="utf-8"))["rows"]
 
@@ -71,14 +74,6 @@ def committed_ratios(path: str | None) -> tuple[dict[str, float], int | None]:
     return {row["row"]: row["ratio"] for row in content["rows"]}, content["machine"]["threads"]
 
 
-def processor_name() -> str:
-    """As Linux names it, else as Python does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
     committed, threads = committed_ratios(args.check)
@@ -90,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             rows = better(rows, run_part(name, args))
         results += rows
     content = {"rows": results, **describe_run(args, argv)}
-    content["machine"] |= {"processor": processor_name(), "threads": args.threads or content["machine"]["threads"]}
+    content["machine"]["threads"] = args.threads or content["machine"]["threads"]
     if args.output:
         write_json(Path(args.output), content)
     slower = dropped(results, committed)

@@ -14,12 +14,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+from timing import finish
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
-from ave_clip.training.arguments import describe_run, write_json
 from ave_clip.training.dropout import use_keyed_dropout
 
 NUM_SEGMENTS = 10
@@ -28,7 +27,6 @@ NUM_LOCATIONS = 49
 WARM_UP_STEPS = 2
 # Pooled features first: peak memory only ever rises.
 FEATURE_TYPES = ("pooled", "dense")
-COLUMNS = ("features", "batch_size", "clips_per_second", "median_ms", "slowest_ms", "peak_rss_mb")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,7 +80,7 @@ def random_batch(args: argparse.Namespace, config: AVEClipConfig) -> dict[str, t
     return {name: tensor.to(args.device) for name, tensor in batch.items()}
 
 
-def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str | int | float]:
+def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str | float]:
     """Time the steps of one kind of features."""
     step, seconds = build_step(args, visual_feature_type), []
     for _ in range(WARM_UP_STEPS + (3 if args.quick else args.steps)):
@@ -93,8 +91,13 @@ def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str
         seconds.append(time.perf_counter() - started)
     measured = seconds[WARM_UP_STEPS:]
     median = statistics.median(measured)
-    values = (args.batch_size / median, 1000 * median, 1000 * max(measured), peak_megabytes())
-    return dict(zip(COLUMNS, (visual_feature_type, args.batch_size, *(round(value, 1) for value in values))))
+    return {
+        "row": f"training step, {visual_feature_type} features, batch {args.batch_size}",
+        "milliseconds": round(1000 * median, 1),
+        "slowest_milliseconds": round(1000 * max(measured), 1),
+        "clips_per_second": round(args.batch_size / median, 1),
+        "peak_megabytes": round(peak_megabytes(), 1),
+    }
 
 
 def peak_megabytes() -> float:
@@ -103,24 +106,12 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def show(results: Sequence[dict]) -> str:
-    """The results as a table."""
-    rows = [COLUMNS, *([str(result[name]) for name in COLUMNS] for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-
-
 def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    results = [measure(args, kind) for kind in FEATURE_TYPES]
-    print(show(results))
-    content = {"train_step": results, **describe_run(args, argv)}
-    if args.output:
-        write_json(Path(args.output), content)
-    return content
+    return finish([measure(args, kind) for kind in FEATURE_TYPES], args, argv)
 
 
 if __name__ == "__main__":

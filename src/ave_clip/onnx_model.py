@@ -117,19 +117,19 @@ class AVEClipOnnxForLocalization(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.encode`."""
         frames, segments = real_items(pixel_values, frame_mask, segment_mask)
-        image = encode_frames(lambda part: self._run("vision", part)[0], pixel_values, frames, frame_sources)
-        audio = encode_in_chunks(lambda part: self._run("audio", part)[0], input_values[segments])
+        image = encode_frames(lambda part: self.run_graph("vision", part)[0], pixel_values, frames, frame_sources)
+        audio = encode_in_chunks(lambda part: self.run_graph("audio", part)[0], input_values[segments])
         return image, place_segments(audio, segments)
 
     def attend(self, image_features: torch.Tensor, audio_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.attend`."""
         if image_features.dim() == 3:  # one location, which attention leaves as it is
             return image_features, image_features.new_ones(*image_features.shape[:2], 1)
-        return tuple(self._run("attention", image_features, audio_features))
+        return tuple(self.run_graph("attention", image_features, audio_features))
 
     def localize(self, visual: torch.Tensor, audio_features: torch.Tensor) -> AVEClipLocalizationOutput:
         """As `AVEClipForLocalization.localize`, for segments that are all real."""
-        logits, *event_logits = self._run("temporal", visual, audio_features)
+        logits, *event_logits = self.run_graph("temporal", visual, audio_features)
         return AVEClipLocalizationOutput(logits=logits, event_logits=event_logits[0] if event_logits else None)
 
     def forward(
@@ -145,7 +145,12 @@ class AVEClipOnnxForLocalization(nn.Module):
             image_features, audio_features = self.encode(pixel_values, input_values, frame_mask)
         return self.localize(self.attend(image_features, audio_features)[0], audio_features)
 
-    def _run(self, graph: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    def run_graph(self, graph: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Run one graph by name, loading it first where needed; `onnx_export` lists inputs and outputs.
+
+        Raises:
+            ValueError: where the export has no such graph.
+        """
         if graph not in self.files:
             raise ValueError(f"This export holds the graphs {sorted(self.files)}, not {graph!r}.")
         if graph not in self._sessions:

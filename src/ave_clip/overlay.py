@@ -306,5 +306,12 @@ def _reporter(
     elif callable(progress):
         yield lambda time: progress(name, min(time, duration), duration)
     else:
+        done = 0.0
+
+        def report(time: float) -> None:
+            nonlocal done
+            bar.update(min(time, duration) - done)  # `bar.n` is no number where bars are switched off
+            done = min(time, duration)
+
         with logging.tqdm(total=round(duration, 2), desc=f"{name} (overlay)", unit="s") as bar:
-            yield lambda time: bar.update(min(time, duration) - bar.n)
+            yield report

@@ -689,13 +689,14 @@ class _ProgressBar:
     """A tqdm bar per video."""
 
     def __init__(self) -> None:
-        self.bar, self.name = None, None
+        self.bar, self.name, self.done = None, None, 0
 
     def __call__(self, name: str, done: int, total: int) -> None:
         if self.bar is None or name != self.name:
             self.close()
-            self.bar, self.name = logging.tqdm(total=total, desc=name, unit="s"), name
-        self.bar.update(done - self.bar.n)
+            self.bar, self.name, self.done = logging.tqdm(total=total, desc=name, unit="s"), name, 0
+        self.bar.update(done - self.done)  # `bar.n` is no number where bars are switched off
+        self.done = done
         if done >= total:
             self.close()
 

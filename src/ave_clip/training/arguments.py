@@ -135,8 +135,16 @@ def describe_run(arguments: argparse.Namespace, argv: Sequence[str] | None = Non
     command = sys.argv if argv is None else [sys.argv[0], *argv]
     versions = {"ave_clip": __version__, "python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in (torch, transformers, accelerate, av, np)}
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads()}
+    machine = {"processor": processor_name(), "threads": torch.get_num_threads()}
     return {"command": shlex.join(command), "arguments": vars(arguments), "versions": versions, "machine": machine}
+
+
+def processor_name() -> str:
+    """As Linux names it, else as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _yaml_arguments(parser: argparse.ArgumentParser, path: str) -> list[str]:
