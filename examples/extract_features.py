@@ -215,7 +215,7 @@ def encode_clips(args: argparse.Namespace, accelerator: Accelerator, localizer, 
     names = ("pixel_values", "input_values", "frame_mask", "segment_mask")
     pixel_values, *others = (batch[name].to(accelerator.device, non_blocking=True) for name in names)
     with accelerator.autocast():
-        features = localizer.encode(processor.video_processor.normalize_pixels(pixel_values), *others)
+        features = localizer.encode(pixel_values, *others, prepare_pixels=processor.video_processor.normalize_pixels)
     kept = [keep(tensor, args.dtype, batch["rows"].tolist()) for tensor in features]
     for clip, image_features, audio_features in zip(clips, *kept):
         length = len(clip["labels"])

@@ -79,6 +79,14 @@ def test_frame_features_are_averaged_over_the_real_frames(localizer):
     assert_close(mean[0, 0], frames.mean(dim=0))
 
 
+def test_frames_may_be_prepared_while_they_are_encoded(localizer):
+    inputs = raw()
+    expected = localizer.encode(**inputs)
+    halves = {**inputs, "pixel_values": inputs["pixel_values"] / 2}
+    for found, wanted in zip(localizer.encode(**halves, prepare_pixels=lambda frames: 2 * frames), expected):
+        assert_close(found, wanted, tolerance=0)
+
+
 def test_masked_frames_and_segments_are_never_looked_at(localizer):
     inputs = raw()
     frame_mask = torch.tensor([[[True, True], [True, False], [True, True]]] * 2)

@@ -1,5 +1,6 @@
 """From files and arrays to the model's inputs, and from its outputs to events."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_pixels_are_those_of_clips_image_processor(processor):
     pixels = processor(videos=frames, return_tensors="pt")["pixel_values"][0, 0]
     stock = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     torch.testing.assert_close(pixels, stock(list(frames), return_tensors="pt")["pixel_values"], rtol=0, atol=0.02)
+
+
+def test_frames_may_be_read_only_or_a_view(processor):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 90, 120, 3), dtype=np.uint8)
+    expected = processor.video_processor(frames, num_frames_per_segment=2)["pixel_values"]
+    mirrored = np.ascontiguousarray(frames[:, :, ::-1])
+    frames.flags.writeable = mirrored.flags.writeable = False
+    for same in (frames, mirrored[:, :, ::-1]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = processor.video_processor(same, num_frames_per_segment=2)["pixel_values"]
+        assert torch.equal(found, expected)
 
 
 def test_frames_and_sound_given_as_arrays_are_cut_by_time(processor):

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class Subject:
         return inputs["pixel_values"][inputs["frame_mask"]]
 
     @torch.no_grad()
-    def features(self, **inputs: torch.Tensor) -> torch.Tensor:
+    def features(self, **inputs: Any) -> torch.Tensor:
         """Image features of segments, `(number, locations, width)`."""
         return self.localize.model.encode(**inputs)[0].flatten(0, 1)
 
@@ -242,11 +243,10 @@ def _shared_features(subject: Subject, video: str, options: dict) -> tuple[torch
         mask, sources = block["frame_mask"], block.get("frame_sources")
         frames += int(mask.sum())
         encoded += int(mask.sum()) if sources is None else len(sources[mask].unique())
-        pixels = localize.processor.video_processor.normalize_pixels(block["pixel_values"])
-        segments = block["segment_mask"]
-        inputs = {"frame_mask": mask, "segment_mask": segments, "frame_sources": sources}
-        found = subject.features(pixel_values=pixels, input_values=block["input_values"], **inputs)
-        features.append(found[segments.flatten()])
+        inputs = {name: block[name] for name in ("pixel_values", "input_values", "segment_mask")}
+        prepare = localize.processor.video_processor.normalize_pixels
+        found = subject.features(**inputs, frame_mask=mask, frame_sources=sources, prepare_pixels=prepare)
+        features.append(found[block["segment_mask"].flatten()])
     return torch.cat(features), encoded / frames
 
 

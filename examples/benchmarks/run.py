@@ -47,7 +47,7 @@ def run_part(name: str, args: argparse.Namespace) -> list[dict]:
         command = [sys.executable, str(FOLDER / f"{name}.py"), "--output", str(output)]
         command += ["--quick", *PARTS[name]] if args.quick else []
         command += ["--threads", str(args.threads)] if args.threads else []
-    command += ["--model", args.model] if args.model and name in WITH_ENCODERS else []
+        command += ["--model", args.model] if args.model and name in WITH_ENCODERS else []
         subprocess.run(command, check=True)
         return json.loads(output.read_text(encoding="utf-8"))["rows"]
 

@@ -441,6 +441,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         frame_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
         frame_sources: torch.Tensor | None = None,
+        prepare_pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames and sound to the features of stage 2 (sec. 3.3); padding is not computed.
 
@@ -456,6 +457,9 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             frame_sources (`torch.LongTensor` of shape `(batch_size, num_segments, num_frames)`, *optional*):
                 For each frame, the number of the frame whose encoding it takes, counted over the whole batch; a frame
                 that no other refers to is not encoded. Each its own without it.
+            prepare_pixels (`Callable`, *optional*):
+                What frames `(number, 3, height, width)` go through first, few at a time: with
+                [`AVEClipVideoProcessor.normalize_pixels`] they may come as uint8, a quarter of the bytes.
 
         Returns:
             `image_features` `(batch_size, num_segments, num_locations, width)`, the mean over a segment's frames and
@@ -465,7 +469,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         self._require_encoders()
         frames, segments = real_items(pixel_values, frame_mask, segment_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders_frozen):
-            image_features = encode_frames(self._frame_features, pixel_values, frames, frame_sources)
+            image_features = encode_frames(self._frame_features, pixel_values, frames, frame_sources, prepare_pixels)
             audio_features = self._encode_audio(input_values, segments)
         return image_features, audio_features
 
@@ -781,6 +785,7 @@ def encode_frames(
     pixel_values: torch.Tensor,
     frame_mask: torch.Tensor,
     frame_sources: torch.Tensor | None = None,
+    prepare_pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Encode the real frames of each segment and average them (sec. 3.3).
 
@@ -789,14 +794,19 @@ def encode_frames(
         pixel_values (`torch.Tensor` of shape `(batch_size, num_segments, num_frames, 3, height, width)`): Frames.
         frame_mask (`torch.BoolTensor` of shape `(batch_size, num_segments, num_frames)`): Which frames are real.
         frame_sources (`torch.LongTensor`, like `frame_mask`, *optional*): See [`AVEClipForLocalization.encode`].
+        prepare_pixels (`Callable`, *optional*): See there.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_segments, ...)`: zero where a segment has no frame at all.
     """
+
+    def prepare_and_encode(frames: torch.Tensor) -> torch.Tensor:
+        return encode(frames if prepare_pixels is None else prepare_pixels(frames))
+
     if frame_sources is None:
-        return mean_over_frames(encode_in_chunks(encode, pixel_values[frame_mask]), frame_mask)
+        return mean_over_frames(encode_in_chunks(prepare_and_encode, pixel_values[frame_mask]), frame_mask)
     encoded, places = frame_sources.to(frame_mask.device)[frame_mask].unique(return_inverse=True)
-    embeds = encode_in_chunks(encode, pixel_values.flatten(0, 2)[encoded])
+    embeds = encode_in_chunks(prepare_and_encode, pixel_values.flatten(0, 2)[encoded])
     return mean_over_frames(embeds[places], frame_mask)
 
 

@@ -114,10 +114,13 @@ class AVEClipOnnxForLocalization(nn.Module):
         frame_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
         frame_sources: torch.Tensor | None = None,
+        prepare_pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.encode`."""
         frames, segments = real_items(pixel_values, frame_mask, segment_mask)
-        image = encode_frames(lambda part: self.run_graph("vision", part)[0], pixel_values, frames, frame_sources)
+        image = encode_frames(
+            lambda part: self.run_graph("vision", part)[0], pixel_values, frames, frame_sources, prepare_pixels
+        )
         audio = encode_in_chunks(lambda part: self.run_graph("audio", part)[0], input_values[segments])
         return image, place_segments(audio, segments)
 

@@ -123,7 +123,9 @@ class _VideoPipeline(ChunkPipeline):
         if source.missing:  # read to the end, to know how long it is and whether it is whole; nothing to encode
             following, done = [], len(following) + sum(1 for _ in segments)
         # A small block first: the model begins soon, and the rest is decoded meanwhile.
-        for num_segments in itertools.chain([max(1, size // _FIRST_BLOCK_PART)], itertools.repeat(size)):
+        # Two segments at least, as oneDNN wants the weights laid out anew for one.
+        first = min(size, max(2, size // _FIRST_BLOCK_PART))
+        for num_segments in itertools.chain([first], itertools.repeat(size)):
             block = following + list(itertools.islice(segments, num_segments - 1))
             following = list(itertools.islice(segments, 1))
             done += len(block)
@@ -233,11 +235,12 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
     ) -> dict[str, Any]:
         mask = model_inputs["segment_mask"]
         image_features, audio_features = self.model.encode(
-            self._normalize(model_inputs["pixel_values"]),
+            model_inputs["pixel_values"],
             model_inputs["input_values"],  # the spectrogram is computed in float32 whatever the weights are
             model_inputs["frame_mask"],
             mask,
             _sources_in_batch(model_inputs),
+            self._normalize,
         )
         visual, weights = self.model.attend(image_features, audio_features)
         _tell(progress, model_inputs["info"])
@@ -460,8 +463,13 @@ class ZeroShotAudioVisualEventLocalizationPipeline(_VideoPipeline):
         self._embed_labels(candidate_labels, hypothesis_template)
         segments = model_inputs["segment_mask"]
         frames = model_inputs["frame_mask"] & segments.unsqueeze(-1)
-        pixels, sources = self._normalize(model_inputs["pixel_values"]), _sources_in_batch(model_inputs)
-        image = encode_frames(lambda part: self.model.vision_model(part).image_embeds, pixels, frames, sources)
+        image = encode_frames(
+            lambda part: self.model.vision_model(part).image_embeds,
+            model_inputs["pixel_values"],
+            frames,
+            _sources_in_batch(model_inputs),
+            self._normalize,
+        )
         sound = model_inputs["input_values"][segments]
         audio = encode_in_chunks(lambda part: self.model.audio_model(part).audio_embeds, sound)
         _tell(progress, model_inputs["info"])

@@ -115,13 +115,17 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         options = self._options(kwargs)
         count = options.pop("num_frames_per_segment")
         tensor_type = options.pop("return_tensors")
-        stacks = [torch.from_numpy(np.concatenate(frames)) for frames in map(_with_frames, clips) if frames]
-        stacks = self._prepare_input_videos(
-            stacks, options.pop("do_convert_rgb"), options.pop("input_data_format"), options.pop("device")
-        )
-        pictures = self._preprocess(videos=stacks, **options)["pixel_values_videos"] if stacks else []
-        pixel_values, frame_mask = _into_segments(clips, pictures, count, self._blank_shape(options))
+        pictures = [[self._pictures(frames, **options) if len(frames) else None for frames in clip] for clip in clips]
+        pixel_values, frame_mask = _into_segments(pictures, count, self._blank_shape(options))
         return BatchFeature({"pixel_values": pixel_values, "frame_mask": frame_mask}, tensor_type=tensor_type)
+
+    def _pictures(
+        self, frames: np.ndarray, do_convert_rgb: bool | None, device: str | torch.device | None, **options: Any
+    ) -> torch.Tensor:
+        """One segment's frames, processed. In memory the colours stay last: torch resizes these four times as fast."""
+        video = torch.from_numpy(np.require(frames, requirements="CW")).permute(0, 3, 1, 2)
+        video = self.convert_to_rgb(video) if do_convert_rgb else video
+        return self._preprocess(videos=[video.to(device)], **options)["pixel_values_videos"][0]
 
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Do last, on any device, what `do_rescale=False, do_normalize=False` left out.
@@ -148,7 +152,7 @@ class AVEClipVideoProcessor(BaseVideoProcessor):
         tensor_type = options.pop("return_tensors")
         options = {**self._standardize_kwargs(**options), "input_data_format": "channels_last"}
         self._validate_preprocess_kwargs(**options)
-        for name in ("data_format", "return_metadata"):
+        for name in ("data_format", "input_data_format", "return_metadata"):
             options.pop(name, None)
         return {"return_tensors": tensor_type, "device": None, "do_convert_rgb": None, **options}
 
@@ -254,14 +258,12 @@ def segment_array(
     return segments
 
 
-def _with_frames(clip: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [frames for frames in clip if len(frames)]
-
-
 def _into_segments(
-    clips: Sequence[Sequence[np.ndarray]], pictures: list[torch.Tensor], count: int, blank: tuple[int, int, int]
+    clips: Sequence[Sequence[torch.Tensor | None]], count: int, blank: tuple[int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    shapes = {tuple(picture.shape[1:]) for picture in pictures} or {blank}
+    """Put the pictures of each segment of each clip, `None` where there are none, into one padded batch."""
+    pictures = [segment for clip in clips for segment in clip if segment is not None]
+    shapes = {tuple(segment.shape[1:]) for segment in pictures} or {blank}
     if len(shapes) > 1:
         raise ValueError(
             f"The videos have frames of different sizes {sorted(shapes)} after processing, which cannot be batched. "
@@ -271,14 +273,14 @@ def _into_segments(
     like = pictures[0] if pictures else torch.zeros(0)
     pixel_values = like.new_zeros(len(clips), longest, count, *shapes.pop())  # (B, T, K, 3, height, width)
     frame_mask = torch.zeros(len(clips), longest, count, dtype=torch.bool, device=like.device)
-    remaining = iter(pictures)
     for row, clip in enumerate(clips):
-        for segment, frames in enumerate(clip):
-            if len(frames) > count:
-                raise ValueError(f"A segment has {len(frames)} frames, but num_frames_per_segment is {count}.")
-            frame_mask[row, segment, : len(frames)] = True
-        if frame_mask[row].any():
-            pixel_values[row][frame_mask[row]] = next(remaining)
+        for index, segment in enumerate(clip):
+            if segment is None:
+                continue
+            if len(segment) > count:
+                raise ValueError(f"A segment has {len(segment)} frames, but num_frames_per_segment is {count}.")
+            frame_mask[row, index, : len(segment)] = True
+            pixel_values[row, index, : len(segment)] = segment
     return pixel_values, frame_mask
 
 
