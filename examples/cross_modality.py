@@ -27,6 +27,7 @@ from ave_clip.data import load_ave
 from ave_clip.data.source import MATCH_ORDER_FILES, read_source
 from ave_clip.data.storage import open_storage
 from ave_clip.training.arguments import (
+    add_missing_argument,
     add_run_arguments,
     build_accelerator,
     describe_run,
@@ -69,6 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_resamples", type=int, default=1000, help="Of the bootstrap; 0 for no intervals.")
     parser.add_argument("--batch_size", type=int, default=1, help="Clips per process.")
     parser.add_argument("--max_clips", type=int, help="Only the first clips, for a trial.")
+    add_missing_argument(parser)
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
     if bool(args.data_dir) != bool(args.model):
@@ -88,9 +90,8 @@ def has_task_split(args: argparse.Namespace) -> bool:
 
 def embed_videos(args: argparse.Namespace, accelerator: Accelerator, name: str):
     """Embeddings of the videos' segments, the index of background, and what could not be read."""
-    examples = load_ave(
-        args.data_dir, split=f"{args.split}[:{args.max_clips}]" if args.max_clips else args.split, name=name
-    )
+    part = f"{args.split}[:{args.max_clips}]" if args.max_clips else args.split
+    examples = load_ave(args.data_dir, split=part, name=name, on_missing=args.on_missing)
     encoder = load_encoder(args.model)
     config, id2label = audioclip_config(encoder), labels_with_background(examples.features["category"].names)
     localizer = build_localizer(encoder, id2label, {"visual_feature_type": "pooled"}).to(accelerator.device)

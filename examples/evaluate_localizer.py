@@ -31,6 +31,7 @@ from ave_clip import AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
 from ave_clip.data import load_ave
 from ave_clip.data.annotations import IGNORED_LABEL
 from ave_clip.training.arguments import (
+    add_missing_argument,
     add_run_arguments,
     build_accelerator,
     describe_run,
@@ -80,6 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_resamples", type=int, default=1000, help="Of the bootstrap; 0 for no intervals.")
     parser.add_argument("--batch_size", type=int, default=4, help="Clips per process.")
     parser.add_argument("--max_clips", type=int, help="Only the first clips, for a trial.")
+    add_missing_argument(parser)
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
     if len(set(args.model)) < len(args.model):
@@ -122,6 +124,15 @@ def load_processor(name: str) -> AVEClipProcessor:
         ) from error
 
 
+def time_grid(name: str) -> dict[str, Any]:
+    """How a localizer's processor cuts videos; nothing where it has none."""
+    try:
+        video_processor = load_processor(name).video_processor
+    except ValueError:
+        return {}
+    return {key: getattr(video_processor, key) for key in ("num_frames_per_segment", "segment_seconds")}
+
+
 def event_names(id2label: dict[int, str]) -> list[str]:
     """The classes in order, without background, the last."""
     return [id2label[index] for index in range(len(id2label) - 1)]
@@ -155,7 +166,8 @@ def open_clips(args: argparse.Namespace, name: str, localizer: AVEClipForLocaliz
         clips.check_encoder(towers_fingerprint(localizer))
         id2label = {int(index): label for index, label in clips.manifest["id2label"].items()}
         check_categories(event_names(id2label), localizer)
-        clips.check_settings(visual_feature_type=localizer.config.visual_feature_type)
+        grid = {key: value for key, value in time_grid(name).items() if key in clips.manifest}
+        clips.check_settings(visual_feature_type=localizer.config.visual_feature_type, **grid)
     else:
         splits = H5Splits(args.h5_dir, annotations_dir=args.annotations_dir, visual_file=args.visual_file)
         check_categories(event_names(splits.id2label), localizer)
@@ -168,7 +180,8 @@ def open_clips(args: argparse.Namespace, name: str, localizer: AVEClipForLocaliz
 def open_videos(args: argparse.Namespace, name: str, localizer: AVEClipForLocalization) -> ClipReader:
     """The videos of the split, as `open_clips`."""
     processor = load_processor(name)
-    examples = load_ave(args.data_dir, split=f"{args.split}[:{args.max_clips}]" if args.max_clips else args.split)
+    part = f"{args.split}[:{args.max_clips}]" if args.max_clips else args.split
+    examples = load_ave(args.data_dir, split=part, on_missing=args.on_missing)
     check_categories(examples.features["category"].names, localizer)
     if all(label == IGNORED_LABEL for labels in examples["labels"] for label in labels):
         raise ValueError(f"The {args.split} split of {args.data_dir} has no labels, so nothing can be measured.")
@@ -186,8 +199,11 @@ def evaluate(
     shortest = list(dict.fromkeys(args.min_event_segments or [localizer.config.min_event_segments]))
     localizer = accelerator.prepare_model(localizer, evaluation_mode=True)
     predictions = predict_split(accelerator, localizer, clips, args.batch_size, args.num_workers)
+    if args.features_dir:  # stage 2 may have left rows out
+        predictions.unreadable |= FeatureStore(Path(args.features_dir) / args.split).failed
+    num_clips = len(predictions.rows) + len(predictions.unreadable)
     if predictions.unreadable:
-        logger.warning("%d of %d clips could not be read and count nowhere:", len(predictions.unreadable), len(clips))
+        logger.warning("%d of %d clips could not be read and count nowhere:", len(predictions.unreadable), num_clips)
         for row, reason in predictions.unreadable.items():
             logger.warning("row %d: %s", row, reason)
     return measure_settings(predictions, decoders, shortest, args.num_resamples), predictions

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from PIL.Image import Resampling
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from tqdm import tqdm
@@ -36,7 +36,9 @@ from transformers.utils.hub import extract_commit_hash
 import ave_clip
 from ave_clip.categories import labels_with_background
 from ave_clip.data import load_ave
+from ave_clip.data.source import read_source
 from ave_clip.training.arguments import (
+    add_missing_argument,
     add_run_arguments,
     build_accelerator,
     describe_run,
@@ -58,8 +60,6 @@ logger = get_logger("extract_features")
 SPLITS = ("train", "validation", "test")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 LOG_SECONDS = 30
-# Processes that finish early wait for the last one; the process group must not give up meanwhile.
-PATIENCE = timedelta(days=7)
 PICTURE_SETTINGS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -70,6 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="AudioCLIP, or a localizer: folder or Hub id.")
     parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
+    add_missing_argument(parser)
     parser.add_argument("--output_dir", required=True, help="Gets one folder per split; one run at a time.")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, help="All that the data set has, by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16)
@@ -128,7 +129,7 @@ def build_encoder(args: argparse.Namespace):
     """A localizer that holds the towers, its processor, and what the manifest says about the model."""
     encoder = load_encoder(args.model)
     config = audioclip_config(encoder)
-    categories = next(iter(load_ave(args.data_dir).values())).features["category"].names
+    categories = read_source(args.data_dir).categories
     overrides = {"visual_feature_type": args.visual_feature_type}
     localizer = build_localizer(encoder, labels_with_background(categories), overrides)
     extractor = load_feature_extractor(args.model, config)
@@ -169,7 +170,7 @@ def describe_tools(processor) -> dict:
 
 def open_splits(args: argparse.Namespace, settings: dict, processor) -> dict[str, tuple[FeatureWriter, ClipReader]]:
     """The writer of each split, and the reader of its clips: frames stay whole numbers until they are encoded."""
-    data, splits = load_ave(args.data_dir), {}
+    data, splits = load_ave(args.data_dir, on_missing=args.on_missing), {}
     lacking = [split for split in args.splits or () if split not in data]
     if lacking:
         raise ValueError(f"{args.data_dir} has the splits {sorted(data)}, but --splits asks for {lacking}, too.")
@@ -266,12 +267,16 @@ def make_shards(args, accelerator: Accelerator, localizer, processor, splits: di
 
 def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shards: list, facts: list[dict]) -> dict:
     """Write manifests and `results.json`, list what failed; returns the summary of each split."""
-    summary = {}
+    summary, all_rows = {}, read_source(args.data_dir).splits
     for split, (writer, _) in splits.items():
         manifest = writer.finish(split, model)
         made = sum(split == planned for planned, _ in shards)
         clips = sum(len(shard["rows"]) for shard in manifest["shards"])
-        summary[split] = {"clips": clips, "failed": manifest["failed"], "shards": len(writer.shards), "made": made}
+        missing = (
+            [] if args.max_clips else sorted(set(all_rows[split]) - set(writer.clips))
+        )  # left out by --on_missing
+        summary[split] = {"clips": clips, "failed": manifest["failed"], "missing": missing}
+        summary[split] |= {"shards": len(writer.shards), "made": made}
     seconds, clips = max(fact["seconds"] for fact in facts), sum(fact["clips"] for fact in facts)
     speed = {
         "clips_encoded": clips,
@@ -280,12 +285,14 @@ def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shar
         "waited_share": sum(fact["waited"] for fact in facts) / sum(fact["seconds"] for fact in facts),
         "num_processes": accelerator.num_processes,
     }
-    num_failed = sum(len(facts["failed"]) for facts in summary.values())
+    num_failed = sum(len(facts["failed"]) + len(facts["missing"]) for facts in summary.values())
     results = {"complete": not num_failed, "num_failed": num_failed, "splits": summary, **speed}
     write_json(Path(args.output_dir) / "results.json", {**results, **describe_run(args, argv)})
     for split, facts in summary.items():
         for row, reason in facts["failed"].items():
             logger.warning("%s: row %s could not be read: %s", split, row, reason)
+        if facts["missing"]:
+            logger.warning("%s: rows %s have no video", split, facts["missing"])
     if num_failed:
         logger.warning("%d clips lack features. Repair them and run again with --retry_failed.", num_failed)
     return summary
@@ -294,8 +301,7 @@ def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shar
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[patience])
+    accelerator = build_accelerator(args.cpu, args.mixed_precision)
     with accelerator.main_process_first():
         localizer, processor, model = build_encoder(args)
         settings = describe_settings(args, localizer, processor, accelerator.mixed_precision)
@@ -314,4 +320,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(any(facts["failed"] for facts in main().values()))
+    sys.exit(any(facts["failed"] or facts["missing"] for facts in main().values()))

@@ -39,6 +39,7 @@ from ave_clip.categories import AVE_CATEGORIES
 from ave_clip.data import load_ave
 from ave_clip.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
 from ave_clip.training.arguments import (
+    add_missing_argument,
     add_run_arguments,
     build_accelerator,
     describe_run,
@@ -69,7 +70,7 @@ from ave_clip.training.losses import (
 )
 from ave_clip.training.metrics import retrieval_metrics
 from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds, collate_pairs
-from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, run_settings
+from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
@@ -113,6 +114,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="AudioCLIP: folder, Hub id, or .json configuration.")
     parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
+    add_missing_argument(parser)
     parser.add_argument("--output_dir", required=True, help="Where the best model goes.")
     parser.add_argument("--cache_dir", help="Where decoded clips are kept; OUTPUT_DIR/cache by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=4, help="Frames of each segment to draw from.")
@@ -201,7 +203,7 @@ def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelera
     for split in ("train", "validation"):
         is_train = split == "train"
         with accelerator.main_process_first():
-            examples = load_ave(args.data_dir, split=split)
+            examples = load_ave(args.data_dir, split=split, on_missing=args.on_missing)
             data["categories"] = examples.features["category"].names
             examples, leaking = leave_out_leaks(examples) if is_train else (examples, [])
             cache = build_clip_cache(folder, examples, processor, args.num_workers)
@@ -472,6 +474,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    check_output(args)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it announces every file of every state
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)  # they are equal in all processes anyway
     accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[handler], **build_trackers(args))

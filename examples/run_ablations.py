@@ -237,6 +237,12 @@ def settings_file(args: argparse.Namespace) -> Path:
     return Path(args.stage3_config or CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml")
 
 
+# Fields of AVEClipConfig that a source of features may set (its `overrides`).
+SET_BY_FEATURES = frozenset(
+    ("use_encoders", "image_feature_size", "audio_feature_size", "visual_feature_type", "normalize_features")
+)
+
+
 def load_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that all rows share."""
     settings = yaml.safe_load(settings_file(args).read_text(encoding="utf-8")) or {}
@@ -250,13 +256,15 @@ def plan_row(args: argparse.Namespace, settings: Mapping[str, Any], row: Row, so
     """The trainings of a row, one a seed. Equal networks on equal features have equal folders."""
     defaults = AVEClipConfig()
     localizer = {**settings["localizer"], **row.localizer}
-    localizer = {
+    merged = {**settings, "localizer": localizer}
+    # What says no more than the default does not make another network, unless the features would set it otherwise.
+    telling = {
         name: value
         for name, value in localizer.items()
-        if plain_values(value) != plain_values(getattr(defaults, name))
+        if name in SET_BY_FEATURES or plain_values(value) != plain_values(getattr(defaults, name))
     }
-    merged = {**settings, "localizer": localizer}
-    content = json.dumps([plain_values(merged), source.fingerprint, args.mixed_precision], sort_keys=True)
+    identity = plain_values({**settings, "localizer": telling})
+    content = json.dumps([identity, source.fingerprint, args.mixed_precision], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:12]
     options = ("--num_workers", str(args.num_workers), "--mixed_precision", args.mixed_precision)
     options += ("--report_to", "none", *(["--cpu"] if args.cpu else []))

@@ -15,6 +15,7 @@ and trains on those.
 """
 
 import argparse
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.annotations import IGNORED_LABEL
 from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
 from ave_clip.training.arguments import (
+    add_missing_argument,
     add_run_arguments,
     build_accelerator,
     describe_run,
@@ -60,11 +62,12 @@ from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.prediction import measure_decoders, predict_clips, save_predictions
-from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, run_settings
+from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.splits import (
     FeatureSplits,
     H5Splits,
+    ReadableBatches,
     SplitError,
     VideoSplits,
     build_prediction_loader,
@@ -91,6 +94,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--model", default=ave_clip.DEFAULT_CHECKPOINT, help="AudioCLIP, or a localizer for its towers."
     )
     parser.add_argument("--output_dir", default="localizer", help="Where the best localizer goes.")
+    add_missing_argument(parser)
     parser.add_argument("--localizer", nargs="*", default=[], metavar="FIELD=VALUE", help="Fields of AVEClipConfig.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data_dir.")
     parser.add_argument("--segment_seconds", type=float, default=1.0, help="With --data_dir.")
@@ -154,7 +158,7 @@ def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSpl
         files = {"audio_file": args.audio_file, "visual_file": args.visual_file}
         weak = parse_overrides(args.localizer, AVEClipConfig).get("supervision") == "weak"
         return H5Splits(args.h5_dir, weak, annotations_dir=args.annotations_dir, **files)
-    return VideoSplits(args.data_dir) if args.data_dir else FeatureSplits(args.features_dir)
+    return VideoSplits(args.data_dir, args.on_missing) if args.data_dir else FeatureSplits(args.features_dir)
 
 
 def build_localizer_and_processor(args: argparse.Namespace, source):
@@ -333,20 +337,27 @@ def best_epoch(history: Sequence[dict]) -> int:
     return max(history, key=lambda record: record["validation_accuracy"])["epoch"]
 
 
-def measure(run: Run, source, validation_loader: DataLoader) -> tuple[dict[str, dict], dict[str, tuple]]:
-    """Measures and predictions of the chosen localizer on validation and, this once, on the test split."""
+def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict[str, dict], dict[str, tuple]]:
+    """Measures and predictions of the chosen localizer on validation and, this once, on the test split.
+
+    The measures also say which rows are missing in them because they could not be read.
+    """
     model = run.model
     if run.accelerator.num_processes > 1:
         run.accelerator.wait_for_everyone()
     load_trained_weights(model, run.args.output_dir)
-    predictions = {"validation": evaluate(run, validation_loader)}
-    test = source.open("test")
+    loaders, test = {"validation": validation_loader}, source.open("test")
     if test is not None:
         process = {"process_index": run.accelerator.process_index, "num_processes": run.accelerator.num_processes}
-        loader = build_prediction_loader(test, run.args.batch_size, run.args.num_workers, **process)
-        predictions["test"] = evaluate(run, loader)
+        loaders["test"] = build_prediction_loader(test, run.args.batch_size, run.args.num_workers, **process)
+    predictions = {split: evaluate(run, loader) for split, loader in loaders.items()}
     shortest = model.config.min_event_segments
-    return {split: measure_decoders(*found[:2], shortest) for split, found in predictions.items()}, predictions
+    results = {split: measure_decoders(*found[:2], shortest) for split, found in predictions.items()}
+    results["unreadable"] = {
+        split: source.unreadable(split) | dict(gather_object(list(loader.unreadable.items())))
+        for split, loader in loaders.items()
+    }
+    return results, predictions
 
 
 def write_results(run: Run, argv, results: dict, history: list, predictions: dict) -> None:
@@ -355,6 +366,7 @@ def write_results(run: Run, argv, results: dict, history: list, predictions: dic
     content = {**results, "history": history, "best_epoch": best_epoch(history), **describe_run(args, argv)}
     save_predictions(folder / "predictions.safetensors", predictions)
     write_json(folder / "results.json", content)
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))  # without NaN, as the card wants it
     write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
     if args.push_to_hub:
         logger.info("Pushed to %s", push_folder(folder, args.push_to_hub, private=args.private))
@@ -370,6 +382,7 @@ def data_name(run: Run) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    check_output(args)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # else it names every file of every state
     # AGVA gets no gradient from features with a single location; the frozen towers' statistics never change.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)

@@ -7,7 +7,7 @@ rebuilt from the annotations; label tables are only compared with them.
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ AUDIO_FILE = "audio_feature.h5"
 VISUAL_FILE = "visual_feature.h5"
 NOISY_AUDIO_FILE = "audio_feature_noisy.h5"
 NOISY_VISUAL_FILE = "visual_feature_noisy.h5"
+# How many dimensions a segment's features may have, and what they are.
+AUDIO_SHAPES = {1: "the feature's width"}
+VISUAL_SHAPES = {**AUDIO_SHAPES, 2: "locations and channels", 3: "height, width and channels"}
 
 
 class H5FileError(ValueError):
@@ -184,7 +187,8 @@ def load_ave_features(
     if name == "cross_modality":
         warn_of_test_rows(source)
     shape = (len(source.annotations), num_segments)
-    audio, visual = _open_features(folder, audio_file, shape), _open_features(folder, visual_file, shape)
+    audio = _open_features(folder, audio_file, shape, AUDIO_SHAPES)
+    visual = _open_features(folder, visual_file, shape, VISUAL_SHAPES)
     differences = compare_label_files(folder, source, num_segments)
     rows = {key: _clip_rows(source, key, audio, visual, num_segments, name) for key in source.splits}
     if name == "weak":
@@ -258,17 +262,17 @@ def _pick_split(splits: dict[str, AVEFeatures], split: str) -> AVEFeatures:
     return splits[split]
 
 
-def _open_features(folder: Path, name: str, shape: tuple[int, int]) -> H5Array:
+def _open_features(folder: Path, name: str, shape: tuple[int, int], shapes: Mapping[int, str]) -> H5Array:
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no {name}. Give the folder of AVE's feature files, or the file's name."
         )
     array = H5Array(path)
-    if array.shape[:2] != shape or len(array.shape) not in (3, 5):
+    if array.shape[:2] != shape or len(array.shape) - 2 not in shapes:
         raise H5FileError(
-            f"{path} has the shape {array.shape}, wanted {shape} for rows and segments, then the feature's width, "
-            "or height, width and channels."
+            f"{path} has the shape {array.shape}, wanted {shape} for rows and segments, then "
+            f"{' or '.join(shapes.values())}."
         )
     return array
 
@@ -296,7 +300,8 @@ def _noisy_rows(
         )
         return []
     num_rows = len(H5Array(folder / NOISY_AUDIO_FILE))
-    noisy = [_open_features(folder, file, (num_rows, num_segments)) for file in (NOISY_AUDIO_FILE, NOISY_VISUAL_FILE)]
+    files = {NOISY_AUDIO_FILE: AUDIO_SHAPES, NOISY_VISUAL_FILE: VISUAL_SHAPES}
+    noisy = [_open_features(folder, file, (num_rows, num_segments), shapes) for file, shapes in files.items()]
     if (noisy[0].shape[2:], noisy[1].shape[2:]) != (audio.shape[2:], visual.shape[2:]):
         raise H5FileError(
             f"{folder}: the background features have the shapes {noisy[0].shape} and {noisy[1].shape}, which does not "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import parse_categories
+from .annotations import check_disjoint, parse_categories
 from .categories import background_index
 from .h5 import H5Array, H5FileError, read_order
 from .source import ORDER_FILES
@@ -135,4 +135,5 @@ def _read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
                 raise H5FileError(f"{folder / name}: {error}") from error
     if not splits:
         raise H5FileError(f"{folder} holds none of {', '.join(ORDER_FILES.values())}, which say what the splits are.")
+    check_disjoint(splits, str(folder))
     return splits

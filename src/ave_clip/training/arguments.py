@@ -8,13 +8,18 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from ..files import atomic_file
+
+# While one process decodes or uploads, the others wait; the process group must not give up meanwhile.
+PATIENCE = timedelta(days=7)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +30,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpu", action="store_true", help="Compute on CPU; needed for several processes on CPU.")
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="As in Accelerate.")
     group.add_argument("--num_workers", type=int, default=0, help="Processes that read data beside each trainer.")
+
+
+def add_missing_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--on_missing`, what to do about rows of `--data_dir` whose video is missing or empty."""
+    parser.add_argument(
+        "--on_missing",
+        choices=("raise", "skip"),
+        default="raise",
+        help="Where videos of --data_dir are missing or empty: stop at once, or go on without these rows.",
+    )
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,7 +101,8 @@ def build_accelerator(cpu: bool = False, mixed_precision: str = "no", **options:
     Raises:
         RuntimeError: where the environment announces several processes and Accelerate sees one.
     """
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
+    handlers = [InitProcessGroupKwargs(timeout=PATIENCE), *options.pop("kwargs_handlers", [])]
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=handlers, **options)
     announced = int(os.environ.get("WORLD_SIZE", "1"))
     if announced > 1 and accelerator.num_processes == 1:
         raise RuntimeError(

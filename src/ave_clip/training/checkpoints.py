@@ -1,6 +1,7 @@
 """How the stages hand their models on: AudioCLIP (pretrained or from a configuration) -> localizer on its towers."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,19 @@ def audioclip_config(encoder: AudioCLIPModel | AVEClipForLocalization) -> AudioC
     return getattr(encoder.config, "audioclip_config", encoder.config)
 
 
+def check_towers(encoder: AudioCLIPModel | AVEClipForLocalization) -> None:
+    """Make sure that there are an image and an audio tower.
+
+    Raises:
+        CheckpointError: for a localizer of features alone.
+    """
+    if not all(hasattr(encoder, tower) for tower in TOWERS):
+        raise CheckpointError(
+            "This checkpoint has no image and audio tower (it was trained on features of another kind). Pass an "
+            "AudioCLIP or a localizer on its towers; measure this one on features of its kind (--h5_dir)."
+        )
+
+
 def build_localizer(
     encoder: AudioCLIPModel | AVEClipForLocalization,
     id2label: Mapping[int, str],
@@ -98,11 +112,18 @@ def build_localizer(
         encoder (`AudioCLIPModel` or `AVEClipForLocalization`): Its image and audio towers are copied.
         id2label (`Mapping[int, str]`): Names of the classes, background last.
         overrides (`Mapping[str, Any]`, *optional*): Further fields of `AVEClipConfig`.
+
+    Raises:
+        CheckpointError: where the encoder is a localizer without towers, or one without is asked for.
     """
+    check_towers(encoder)
     names = {int(index): label for index, label in id2label.items()}
     towers = audioclip_config(encoder).to_dict()
     towers.pop("_name_or_path", None)  # a place on this machine
-    localizer = AVEClipForLocalization(AVEClipConfig(audioclip_config=towers, id2label=names, **(overrides or {})))
+    config = AVEClipConfig(audioclip_config=towers, id2label=names, **(overrides or {}))
+    if not config.use_encoders:
+        raise CheckpointError("use_encoders=False asks for a localizer without towers: those learn from --h5_dir.")
+    localizer = AVEClipForLocalization(config)
     for tower in TOWERS:
         getattr(localizer, tower).load_state_dict(getattr(encoder, tower).state_dict())
     localizer.freeze_encoders()
@@ -110,7 +131,12 @@ def build_localizer(
 
 
 def towers_fingerprint(encoder: AudioCLIPModel | AVEClipForLocalization) -> str:
-    """Hash of both towers' weights: the same for AudioCLIP and for a localizer that was built on it."""
+    """Hash of both towers' weights: the same for AudioCLIP and for a localizer that was built on it.
+
+    Raises:
+        CheckpointError: where the localizer has no towers.
+    """
+    check_towers(encoder)
     return encoder_fingerprint({tower: getattr(encoder, tower) for tower in TOWERS})
 
 
@@ -128,6 +154,8 @@ def save_checkpoint(folder: str | os.PathLike, localizer: AVEClipForLocalization
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for leftover in target.glob(".checkpoint-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=target, ignore_cleanup_errors=True) as partial:
             localizer.save_pretrained(partial)
             if processor is not None:

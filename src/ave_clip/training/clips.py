@@ -6,6 +6,7 @@ N clips, T segments, K frames per segment, S samples per segment, H and W of a f
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .arguments import write_json
 logger = logging.get_logger(__name__)
 
 CACHE_FORMAT = 1
+LABEL_SECONDS = 1.0  # of AVE, and of whatever `load_ave` reads
 INDEX_FILE = "index.json"  # written last
 CACHED = {"frames": "pixel_values", "frame_mask": "frame_mask", "sounds": "input_values", "labels": "labels"}
 
@@ -36,9 +38,18 @@ class ClipReader(Dataset):
         examples (`Sequence[Mapping[str, Any]]`): Rows as `load_ave` gives them.
         processor (`AVEClipProcessor`): Turns a file into `pixel_values`, `frame_mask` and `input_values`.
         options: Arguments of the processor, over its own settings.
+
+    Raises:
+        ValueError: where the processor cuts segments of another length than the labels', a second.
     """
 
     def __init__(self, examples: Sequence[Mapping[str, Any]], processor: Callable, **options: Any):
+        seconds = processor.video_processor.segment_seconds
+        if seconds != LABEL_SECONDS:
+            raise ValueError(
+                f"The labels are of {LABEL_SECONDS:g} second each, but the processor cuts segments of {seconds:g} "
+                "seconds, which would get the labels of other times. Pass --segment_seconds 1."
+            )
         self.examples = examples
         self.processor = processor
         self.options = {"return_tensors": "pt", **options}
@@ -173,14 +184,30 @@ def _fill_cache(folder: Path, reader: ClipReader, num_workers: int) -> None:
 
 
 def _new_arrays(folder: Path, num_clips: int, clip: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(num_clips, *values.shape)
-        )
-        for name, values in clip.items()
-    }
+    arrays = {}
+    for name, values in clip.items():
+        path, shape = folder / f"{name}.npy", (num_clips, *values.shape)
+        arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=shape)
+        _claim(path)
     arrays["labels"][:] = IGNORED_LABEL
     return arrays
+
+
+def _claim(path: Path) -> None:
+    """Take the room of a file that is empty as yet: a mapped file that finds the disk full kills the process."""
+    size = path.stat().st_size
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise OSError(
+            error.errno,
+            f"The decoded clips need {size / 1e9:.1f} GB for {path.name} alone, {free:.1f} GB are free ({error}). "
+            "Make room, or pass another --cache_dir or a smaller --num_frames_per_segment",
+        ) from error
 
 
 def _fit_length(array: torch.Tensor, num_segments: int) -> torch.Tensor:

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Subset
 
 from .bootstrap import bootstrap_draws, percentile_interval
-from .evaluation import ReadableBatches
 from .features import FeatureStore, FeatureStoreError
 from .metrics import event_spans
+from .splits import ReadableBatches
 
 DIRECTIONS = ("audio_to_image", "image_to_audio")
 QUERIES = ("event", "second")
@@ -190,7 +190,7 @@ def read_embeddings(store: FeatureStore, rows: Sequence[int] | None = None) -> l
     """
     check_pooled(store)
     wanted = set(store.rows if rows is None else rows)
-    return [cut_padding(store[index]) for index, row in enumerate(store.rows) if row in wanted]
+    return [store[index] for index, row in enumerate(store.rows) if row in wanted]
 
 
 def cut_padding(clip: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 B batch, T segments, C classes (background last).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from ..data.annotations import IGNORED_LABEL
 from ..events import DECODERS, decode_labels
-from .features import collate_clips
 from .metrics import localization_metrics
 from .prediction import predict_clips
+from .splits import ReadableBatches
 
 GATE_DECODER = "gate"
 EVALUATION_DECODERS = (*DECODERS, GATE_DECODER)
@@ -89,37 +89,6 @@ def predict_split(
     by_row = dict(gather_object([(row, gate.float().sigmoid().cpu().numpy()) for row, gate in own_gates]))
     events = [by_row[row][: len(clip)] for row, clip in zip(rows, labels)] if by_row else None
     return SplitPredictions(rows, probabilities, labels, events, unreadable)
-
-
-class ReadableBatches:
-    """Batches of the clips that can be read.
-
-    Args:
-        clips (`Dataset`): Rows of `ClipReader`, `FeatureStore` or `AVEFeatures`.
-        batch_size (`int`): Clips of a batch, with those that cannot be read.
-        num_workers (`int`): Processes that read.
-
-    Attributes:
-        rows (`list[list[int]]`): Row numbers of each batch so far.
-        unreadable (`dict[int, str]`): Rows met so far that could not be read, and why.
-    """
-
-    def __init__(self, clips: Dataset, batch_size: int, num_workers: int):
-        self.loader = DataLoader(clips, batch_size, collate_fn=_collate_readable, num_workers=num_workers)
-        self.rows: list[list[int]] = []
-        self.unreadable: dict[int, str] = {}
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch, unreadable in self.loader:
-            self.unreadable |= unreadable
-            if batch is not None:
-                self.rows.append(batch["rows"].tolist())
-                yield batch
-
-
-def _collate_readable(clips: Sequence[Mapping[str, Any]]) -> tuple[dict[str, torch.Tensor] | None, dict[int, str]]:
-    unreadable = {int(clip["row"]): clip["error"] for clip in clips if "error" in clip}
-    return (collate_clips(clips) if len(unreadable) < len(clips) else None), unreadable
 
 
 def decode_gate(probabilities: np.ndarray, event_probabilities: np.ndarray) -> np.ndarray:

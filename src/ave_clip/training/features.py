@@ -208,6 +208,7 @@ class FeatureWriter:
             FeatureStoreError: where a shard is missing or lacks a row without a reason.
         """
         shards, failed, made_with, labelled = [], {}, [], 0
+        content = hashlib.sha256()
         for number, wanted in enumerate(self.shards):
             state = self.state(number)
             if state not in ("done", "failed"):
@@ -218,12 +219,14 @@ class FeatureWriter:
             if lost:
                 raise FeatureStoreError(f"{self.path(number)} lacks rows {sorted(lost)}: delete it and run again.")
             shards.append({"file": self.path(number).name, "rows": rows})
+            content.update(json.dumps([rows, found["checksums"]]).encode())
             failed |= found["failed"]
             labelled += labelled_rows
             if found["made_with"] not in made_with:
                 made_with.append(found["made_with"])
         manifest = {"format_version": FORMAT_VERSION, "split": split, "model": dict(model or {}), **self.settings}
         manifest |= {"num_labelled_rows": labelled, "made_with": made_with, "failed": failed, "shards": shards}
+        manifest["content"] = content.hexdigest()[:16]  # of features and labels
         try:
             write_json(self.folder / MANIFEST_FILE, manifest)
         except OSError as error:
@@ -281,11 +284,18 @@ class FeatureStore(Dataset):
         self._places = [(shard["file"], index) for shard in shards for index in range(len(shard["rows"]))]
         self.rows = [row for shard in shards for row in shard["rows"]]
 
+    @property
+    def failed(self) -> dict[int, str]:
+        """Rows that could not be read, and why."""
+        return {int(row): reason for row, reason in self.manifest["failed"].items()}
+
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Return one row: `row` (its number, a scalar), `labels` and `segment_mask` `(T,)`, and both features.
+
+        T is the clip's own number of segments.
 
         Raises:
             FeatureStoreError: where its shard is missing, damaged or not the one of the manifest.
@@ -299,7 +309,8 @@ class FeatureStore(Dataset):
             )
         if _checksum(clip) != checksum:
             raise _damaged(self.folder / file, f"row {self.rows[index]} does not have its checksum")
-        return {"row": clip.pop("rows"), **clip}
+        length = int(clip["segment_mask"].sum())  # a shard's clips are padded to the longest of them
+        return {"row": clip.pop("rows"), **{name: value[:length] for name, value in clip.items()}}
 
     def check_encoder(self, fingerprint: str) -> None:
         """Make sure that an encoder is the one that made these features.
@@ -361,6 +372,9 @@ def collate_clips(clips: Sequence[Mapping[str, Any]], video_level: bool = False)
         SplitError: where no clip could be read.
     """
     readable = [clip for clip in clips if "error" not in clip]
+    for clip in clips:
+        if "error" in clip:
+            logger.warning_once(f"Row {int(clip['row'])} is left out, it could not be read: {clip['error']}")
     if not readable:
         raise SplitError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
     return collate_rows(readable, video_level)

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from ..files import atomic_file
 from .arguments import plain_values
@@ -54,6 +54,21 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--save_steps", type=int, metavar="N", help="Save the state every N steps, too; always after each epoch."
     )
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Refuse to write a model over the one that is read.
+
+    Args:
+        arguments (`argparse.Namespace`): With `model` and `output_dir`.
+
+    Raises:
+        ValueError: where both are one folder.
+    """
+    if Path(arguments.model).resolve() == Path(arguments.output_dir).resolve():
+        raise ValueError(
+            f"--output_dir {arguments.output_dir} is the folder of --model, which would be overwritten. Pass another."
+        )
 
 
 def run_settings(arguments: argparse.Namespace, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -108,6 +123,12 @@ class RunState:
             raise RunStateError(
                 f"{self.folder} holds a run already. Pass --resume to go on with it (or get its results, where it "
                 "ended), --overwrite to start anew, or another --output_dir."
+            )
+        model = self.folder.parent / CONFIG_NAME
+        if model.exists():
+            raise RunStateError(
+                f"{self.folder.parent} holds a model already ({model.name}), which is not of a run that can go on. "
+                "Pass another --output_dir, or --overwrite to replace it."
             )
         return None
 

@@ -7,7 +7,7 @@ of the whole clip, and the `row` number. Rows are read when they are asked for.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from ..data import load_ave, load_ave_features
 from ..data.annotations import IGNORED_LABEL
 from ..data.h5 import AUDIO_FILE, H5Array
 from .clips import ClipReader, clips_fingerprint
-from .features import FeatureStore, SplitError, collate_clips
+from .features import MANIFEST_FILE, FeatureStore, SplitError, collate_clips
 from .sampling import GlobalBatchSampler, item_rng
 
+# What the features of all splits must have in common.
+SHARED_SETTINGS = ("id2label", "visual_feature_type", "num_frames_per_segment", "segment_seconds", "pictures", "sound")
 SUBSET_KEY = 0xC11B5  # keeps the choice of a subset apart from the orders of the epochs
 
 
@@ -43,7 +45,7 @@ class FeatureSplits:
         self.folder = Path(folder)
         self.manifest = FeatureStore(self.folder / "train").manifest
         self.id2label = {int(index): label for index, label in self.manifest["id2label"].items()}
-        self.expected: dict[str, Any] = {"id2label": self.manifest["id2label"], **self.overrides}
+        self.expected: dict[str, Any] = {name: self.manifest.get(name) for name in SHARED_SETTINGS}
         self._encoder_fingerprint: str | None = None
 
     @property
@@ -53,10 +55,13 @@ class FeatureSplits:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what is learned from."""
+        """Hash of what is learned from and measured on."""
         # The encoder is known by its weights (`encoder_fingerprint`); where it lay is no matter.
-        facts = {name: value for name, value in self.manifest.items() if name not in ("made_with", "failed", "model")}
-        return _hash(facts)
+        ignored = ("made_with", "failed", "model")
+        stores = [FeatureStore(path.parent) for path in sorted(self.folder.glob(f"*/{MANIFEST_FILE}"))]
+        return _hash(
+            [{name: value for name, value in store.manifest.items() if name not in ignored} for store in stores]
+        )
 
     def expect(self, config: AVEClipConfig, encoder_fingerprint: str) -> None:
         """Note which features a localizer takes.
@@ -71,6 +76,10 @@ class FeatureSplits:
             "visual_feature_type": config.visual_feature_type,
         }
         self._encoder_fingerprint = encoder_fingerprint
+
+    def unreadable(self, split: str) -> dict[int, str]:
+        """Rows of a split that stage 2 could not read, and why."""
+        return FeatureStore(self.folder / split).failed
 
     def open(self, split: str) -> Dataset | None:
         """The rows of a split; `None` where there is none.
@@ -138,6 +147,10 @@ class H5Splits:
         labels = {split: features.labels for split, features in self.splits.items()}
         return _hash([labels, self.id2label, self.overrides, {name: len(part) for name, part in self._parts.items()}])
 
+    def unreadable(self, split: str) -> dict[int, str]:
+        """None is known before it is read."""
+        return {}
+
     def open(self, split: str) -> Dataset | None:
         """The rows of a split; `None` where there is none.
 
@@ -153,7 +166,7 @@ class VideoSplits:
     """Videos in AVE's layout, decoded as they are asked for.
 
     Args:
-        data_dir (`str` or `os.PathLike`): As for [`load_ave`].
+        data_dir (`str` or `os.PathLike`), on_missing (`str`): As for [`load_ave`].
 
     Attributes:
         id2label (`dict[int, str]`): Names of the classes, background last.
@@ -162,8 +175,8 @@ class VideoSplits:
 
     overrides: Mapping[str, Any] = {}
 
-    def __init__(self, data_dir: str | os.PathLike):
-        self.examples = load_ave(data_dir)
+    def __init__(self, data_dir: str | os.PathLike, on_missing: str = "raise"):
+        self.examples = load_ave(data_dir, on_missing=on_missing)
         self.id2label = labels_with_background(next(iter(self.examples.values())).features["category"].names)
         self.processor = None
 
@@ -171,6 +184,10 @@ class VideoSplits:
     def fingerprint(self) -> str:
         """Hash of videos and labels."""
         return _hash({split: clips_fingerprint(examples) for split, examples in self.examples.items()})
+
+    def unreadable(self, split: str) -> dict[int, str]:
+        """None is known before it is read."""
+        return {}
 
     def open(self, split: str) -> Dataset | None:
         """The clips of a split; `None` where there is none.
@@ -260,7 +277,7 @@ def build_train_loader(
 
 def build_prediction_loader(
     clips: Dataset, batch_size: int, num_workers: int = 0, process_index: int = 0, num_processes: int = 1
-) -> DataLoader:
+) -> "ReadableBatches":
     """Loader of every `num_processes`-th clip, in order; `predict_clips` brings the processes together.
 
     Args:
@@ -271,7 +288,42 @@ def build_prediction_loader(
     """
     own = Subset(clips, range(process_index, len(clips), num_processes))
     size = max(1, batch_size // num_processes)
-    return DataLoader(own, size, collate_fn=collate_clips, num_workers=num_workers)
+    return ReadableBatches(own, size, num_workers)
+
+
+class ReadableBatches:
+    """Batches of the clips that can be read, as often as they are asked for.
+
+    Args:
+        clips (`Dataset`): Rows of `ClipReader`, `FeatureStore` or `AVEFeatures`.
+        batch_size (`int`): Clips of a batch, with those that cannot be read.
+        num_workers (`int`): Processes that read.
+
+    Attributes:
+        rows (`list[list[int]]`): Row numbers of each batch of the last pass.
+        unreadable (`dict[int, str]`): Rows of that pass that could not be read, and why.
+    """
+
+    def __init__(self, clips: Dataset, batch_size: int, num_workers: int):
+        self.loader = DataLoader(clips, batch_size, collate_fn=_collate_readable, num_workers=num_workers)
+        self.rows: list[list[int]] = []
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self.rows, self.unreadable = [], {}
+        for batch, unreadable in self.loader:
+            self.unreadable |= unreadable
+            if batch is not None:
+                self.rows.append(batch["rows"].tolist())
+                yield batch
+
+
+def _collate_readable(clips: Sequence[Mapping[str, Any]]) -> tuple[dict[str, torch.Tensor] | None, dict[int, str]]:
+    unreadable = {int(clip["row"]): clip["error"] for clip in clips if "error" in clip}
+    return (collate_clips(clips) if len(unreadable) < len(clips) else None), unreadable
 
 
 def _check_labels(split: str, labels: Iterable[Sequence[int]]) -> None:

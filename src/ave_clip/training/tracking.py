@@ -73,7 +73,7 @@ def start_trackers(accelerator: Accelerator, arguments: argparse.Namespace, step
     options = {
         "tensorboard": {"purge_step": step + 1 if step else None},
         "trackio": {"name": name, "resume": going_on},
-        "wandb": {"name": name, "id": name, "resume": going_on, "dir": str(arguments.output_dir)},
+        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(arguments.output_dir)},
     }
     for tracker in accelerator.log_with:
         if isinstance(tracker, JSONLTracker):
