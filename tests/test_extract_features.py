@@ -165,7 +165,7 @@ def test_results_say_how_fast_it_was_and_how_long_the_encoder_waited(script, fea
     assert (results["complete"], results["num_failed"], results["clips_encoded"]) == (True, 0, 10)
     assert results["clips_per_second"] == pytest.approx(10 / results["seconds"], rel=0.1)
     assert 0 < results["waited_share"] < 1
-    assert results["splits"]["train"] == {"clips": 6, "failed": {}, "shards": 3, "made": 3}
+    assert results["splits"]["train"] == {"clips": 6, "failed": {}, "missing": [], "shards": 3, "made": 3}
 
 
 def test_progress_goes_to_the_log_and_without_a_terminal_not_to_a_bar(script, work, tmp_path, capfd, caplog):
@@ -257,7 +257,7 @@ def test_a_repaired_clip_costs_its_own_shard_and_a_broken_one_is_listed(script, 
     path.symlink_to(work / "clips" / "AVE" / path.name)
     assert script.main(arguments(work, out, *options))["train"]["made"] == 0
     summary = script.main(arguments(work, out, *options, "--retry_failed"))
-    assert summary["train"] == {"clips": 6, "failed": {}, "shards": 3, "made": 1}
+    assert summary["train"] == {"clips": 6, "failed": {}, "missing": [], "shards": 3, "made": 1}
     assert [name for name, stamp in stamps(out).items() if before[name] != stamp] == [
         Path("train/shard-00001.safetensors")
     ]
@@ -265,6 +265,20 @@ def test_a_repaired_clip_costs_its_own_shard_and_a_broken_one_is_listed(script, 
         for key, tensor in load_file(features / name).items():
             torch.testing.assert_close(load_file(out / name)[key], tensor, rtol=0, atol=0)
         assert content == (features / name).read_bytes()
+
+
+def test_a_missing_video_stops_the_run_at_once_unless_it_may_be_skipped(script, work, tmp_path, caplog):
+    data, out = copy_clips(work, tmp_path / "clips"), tmp_path / "out"
+    row, path = break_clip(data, "train", 1)
+    path.unlink()
+    options = ("--data_dir", data, "--splits", "train")
+    with pytest.raises(ValueError, match="cannot be read"):
+        script.main(arguments(work, out, *options))
+    assert not shards(out)
+    summary = script.main(arguments(work, out, *options, "--on_missing", "skip"))
+    assert (summary["train"]["missing"], summary["train"]["clips"]) == ([row], 5)
+    assert f"train: rows [{row}] have no video" in caplog.text
+    assert json.loads((out / "results.json").read_text())["complete"] is False
 
 
 def test_a_damaged_shard_is_made_again(script, work, features, tmp_path):

@@ -208,6 +208,7 @@ def test_audioclips_own_recipe_decays_the_rate_by_epoch(script, work, tmp_path):
     assert not any(name.startswith("vision_model") for name in changed)
 
 
+@pytest.mark.usefixtures("trained")
 def test_background_negatives_make_the_task_harder(script, work, tmp_path):
     more = [name for name in arguments(work, tmp_path, "--max_steps", "1") if name != "--background_negatives"]
     script.main(more)

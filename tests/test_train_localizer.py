@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ave_clip import AudioCLIPFeatureExtractor, AudioCLIPModel, AVEClipForLocalization, AVEClipProcessor
 from ave_clip.categories import labels_with_background
 from ave_clip.data import generate_synthetic_ave, load_ave
-from ave_clip.training.checkpoints import load_audioclip
+from ave_clip.training.checkpoints import CheckpointError, load_audioclip
 from ave_clip.training.features import FeatureStore, FeatureStoreError
 from ave_clip.training.run_state import RunStateError
 from ave_clip.training.splits import SplitError
@@ -241,6 +241,34 @@ def test_a_blanked_modality_changes_nothing(script, blanked):
     other = {"audio": "image_features", "video": "audio_features"}[blanked]
     assert set(inputs) == {"image_features", "audio_features"}
     assert sum(float(value.abs().sum()) for value in inputs.values()) == float(batch[other].sum())
+
+
+def test_results_say_which_rows_could_not_be_read_and_cards_hold_no_nan(script, work, tmp_path):
+    shutil.copytree(work / "features", tmp_path / "features")
+    path = tmp_path / "features" / "test" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"failed": {"99": "no video"}}))
+    source = ["--features_dir", str(tmp_path / "features"), "--num_epochs", "1"]
+    script.main(arguments(work, tmp_path / "out", *source))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["unreadable"] == {"validation": {}, "test": {"99": "no video"}}
+    assert None in results["test"]["none"]["class_accuracy"]  # a class without a test clip
+    assert "nan" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_model_is_neither_overwritten_by_its_own_training_nor_unasked(script, work, tmp_path):
+    with pytest.raises(ValueError, match="is the folder of --model"):
+        script.main(arguments(work, work / "encoder", "--model", str(work / "encoder")))
+    shutil.copytree(work / "encoder", tmp_path / "encoder")
+    with pytest.raises(RunStateError, match="holds a model already"):
+        script.main(arguments(work, tmp_path / "encoder"))
+    assert (tmp_path / "encoder" / "model.safetensors").read_bytes() == (
+        work / "encoder" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_localizer_without_towers_has_none_to_learn_with(script, work, tmp_path):
+    with pytest.raises(CheckpointError, match="use_encoders=False"):
+        script.main([*arguments(work, tmp_path), "use_encoders=false"])
 
 
 def test_features_of_another_encoder_are_refused(script, work, tmp_path):

@@ -65,6 +65,13 @@ def test_pooled_features_stay_pooled(features):
     assert row["image_features"].shape == (10, 5)
 
 
+def test_locations_may_be_flat(features):
+    write_array(features.root / "flat.h5", np.arange(NUM_ROWS * 10 * 49 * 5.0).reshape(NUM_ROWS, 10, 49, 5))
+    row = load_ave_features(features.root, "train", visual_file="flat.h5")[0]
+    assert row["image_features"].shape == (10, 49, 5)
+    assert row["image_features"][1, 2].tolist() == [((5 * 10 + 1) * 49 + 2) * 5 + channel for channel in range(5)]
+
+
 def test_weak_training_rows_hide_their_seconds_and_get_the_background_samples(features):
     write_array(features.root / "audio_feature_noisy.h5", np.full((2, 10, 4), 7.0))
     write_array(features.root / "visual_feature_noisy.h5", np.full((2, 10, 2, 3, 5), 8.0))
@@ -134,7 +141,8 @@ def test_label_files_of_another_shape_are_refused(features):
         ((8, 10, 4), r"shape \(8, 10, 4\), wanted \(9, 10\)"),
         ((9, 9, 4), "wanted"),
         ((9, 10), "wanted"),
-        ((9, 10, 1, 4), ""),
+        ((9, 10, 1, 4), "then the feature's width"),
+        ((9, 10, 1, 1, 4), ""),
     ],
 )
 def test_feature_files_of_another_shape_are_refused(features, shape, message):
@@ -295,6 +303,9 @@ def test_label_tables_that_cannot_be_used_are_refused(tables):
     with pytest.raises(H5FileError, match="wanted 3 dimensions"):
         load_ave_features(tables, num_segments=4)
     write_array(tables / "labels.h5", np.eye(4)[np.zeros((5, 4), dtype=int)])
+    write_orders(tables, {"train": [4, 0, 3], "validation": [1], "test": [2, 3]})
+    with pytest.raises(AnnotationError, match="row 3 is in the train split and in the test split"):
+        load_ave_features(tables, num_segments=4)
     for path in tables.glob("*_order.h5"):
         path.unlink()
     with pytest.raises(H5FileError, match=r"holds none of train_order\.h5"):

@@ -1,5 +1,7 @@
 """Clips from files: read one by one or cached."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -53,6 +55,24 @@ def test_a_clip_shorter_than_its_labels_gets_empty_segments(examples):
     assert clip["frame_mask"].any(dim=1).tolist() == [True] * 10 + [False] * 2
     assert clip["input_values"][10:].abs().sum() == 0
     torch.testing.assert_close(cut["input_values"], clip["input_values"][:3])
+
+
+def test_segments_of_another_length_than_the_labels_are_refused(examples):
+    processor = tiny_processor()
+    processor.video_processor.segment_seconds = 0.5
+    with pytest.raises(ValueError, match="labels are of 1 second each, but the processor cuts segments of 0"):
+        ClipReader(examples, processor)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the room of a file cannot be claimed here")
+def test_a_cache_that_does_not_fit_on_the_disk_says_how_much_it_needs(tmp_path, examples, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"need 0\.0 GB for frames\.npy alone.*Make room"):
+        build_clip_cache(tmp_path / "cache", examples, tiny_processor())
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_an_unreadable_clip_names_its_file(tmp_path):

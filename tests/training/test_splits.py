@@ -75,8 +75,10 @@ def test_a_split_made_differently_from_the_training_split_is_refused(tmp_path):
     write_features(tmp_path / "train", [[0]])
     names = {"0": "bell", "1": "bark", "2": "background"}
     write_features(tmp_path / "validation", [[0]], id2label=names)
-    with pytest.raises(FeatureStoreError, match="id2label"):
-        FeatureSplits(tmp_path).open("validation")
+    write_features(tmp_path / "test", [[0]], num_frames_per_segment=4)
+    for split, difference in {"validation": "id2label", "test": "num_frames_per_segment"}.items():
+        with pytest.raises(FeatureStoreError, match=difference):
+            FeatureSplits(tmp_path).open(split)
 
 
 def test_splits_without_labels_are_refused(tmp_path):
@@ -86,10 +88,21 @@ def test_splits_without_labels_are_refused(tmp_path):
 
 
 def test_features_that_changed_have_another_fingerprint(tmp_path):
-    for name, labels in {"one": [[0]], "same": [[0]], "other": [[0], [1]]}.items():
+    folders = {"one": [[0]], "same": [[0]], "more": [[0], [1]], "corrected": [[1]]}
+    for name, labels in folders.items():
         write_features(tmp_path / name / "train", labels)
-    fingerprints = {name: FeatureSplits(tmp_path / name).fingerprint for name in ("one", "same", "other")}
-    assert fingerprints["one"] == fingerprints["same"] != fingerprints["other"]
+    write_features(tmp_path / "test" / "train", [[0]])
+    write_features(tmp_path / "test" / "test", [[0]])
+    fingerprints = {name: FeatureSplits(tmp_path / name).fingerprint for name in (*folders, "test")}
+    assert fingerprints["one"] == fingerprints["same"]
+    assert len(set(fingerprints.values())) == 4
+
+
+def test_clips_of_unequal_length_come_without_the_padding_of_their_shard(tmp_path):
+    write_features(tmp_path / "train", [[0, 1, 2], [1]])
+    clip = FeatureSplits(tmp_path).open("train")[1]
+    assert clip["labels"].tolist() == [1] and clip["segment_mask"].tolist() == [True]
+    assert clip["image_features"].shape == (1, 3) and clip["audio_features"].shape == (1, 2)
 
 
 @pytest.fixture
@@ -140,6 +153,14 @@ def test_prediction_loaders_of_all_processes_hold_every_clip_once():
         for row in batch["rows"].tolist()
     ]
     assert sorted(found) == list(range(7))
+
+
+def test_prediction_loaders_say_what_could_not_be_read_in_the_last_pass():
+    clip = {"row": 1, "labels": torch.zeros(2), "video_label": 0, "audio_features": torch.zeros(2, 1)}
+    loader = build_prediction_loader([{"row": 0, "error": "no video"}, clip], 1)
+    for _ in range(2):
+        assert [batch["rows"].tolist() for batch in loader] == [[1]]
+        assert (loader.rows, loader.unreadable) == ([[1]], {0: "no video"})
 
 
 def test_clips_that_cannot_be_read_are_left_out_unless_all_are():
