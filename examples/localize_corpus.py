@@ -4,7 +4,8 @@ What it reads: `--input`, a folder (searched through), a text file with one path
 data set's name or folder for `datasets.load_dataset` with a video column.
 What it writes: `--output_dir/part-00000.parquet` and so on, one row a video: `video`, `error` (null where it worked),
 `segments` and `events` (lists of start, end, label, score). A part appears only when it is whole, and a run that was
-stopped goes on with the parts that are missing. The exit code is 1 where a video failed.
+stopped goes on with the parts that are missing. The exit code is 1 where a video failed; `--retry_failed` makes the
+parts with such videos again, say when the network is back.
 
     accelerate launch examples/localize_corpus.py --input videos --output_dir events
     python examples/localize_corpus.py --input videos --output_dir events --ray --num_actors 8   # on a Ray cluster
@@ -57,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min_event_segments", type=int, help="The model's own by default.")
     parser.add_argument("--num_frames_per_segment", type=int, help="The processor's own by default.")
     parser.add_argument("--videos_per_part", type=int, default=64, help="What is lost at most when a run is stopped.")
+    parser.add_argument("--retry_failed", action="store_true", help="Make parts with videos that failed again.")
     parser.add_argument("--ray", action="store_true", help="Run as a Ray Data job (pip install 'ave-clip[ray]').")
     parser.add_argument("--num_actors", type=int, default=1, help="With --ray: models that work side by side.")
     parser.add_argument("--gpus_per_actor", type=float, default=0.0, help="With --ray.")
@@ -145,13 +147,19 @@ def check_work(folder: Path, work: dict[str, Any]) -> None:
         )
 
 
-def missing_parts(folder: Path, num_videos: int, size: int) -> list[tuple[Path, range]]:
-    """File and video numbers of each part that does not stand yet."""
+def missing_parts(folder: Path, num_videos: int, size: int, retry: bool) -> list[tuple[Path, range]]:
+    """File and video numbers of each part that does not stand yet, or with `retry` has a video that failed."""
     starts = range(0, num_videos, size)
     parts = [
         (folder / f"part-{start // size:05d}.parquet", range(start, min(start + size, num_videos))) for start in starts
     ]
-    return [(path, numbers) for path, numbers in parts if not path.exists()]
+    return [(path, numbers) for path, numbers in parts if not path.exists() or (retry and has_failures(path))]
+
+
+def has_failures(path: Path) -> bool:
+    """Whether a video of this part failed."""
+    errors = pq.read_table(path, columns=["error"])["error"]
+    return errors.null_count < len(errors)
 
 
 def build_localizer(args: argparse.Namespace, device: Any) -> Callable:
@@ -174,6 +182,8 @@ def localize_video(localizer: Callable, corpus: Corpus, number: int) -> dict[str
     try:
         name, video = corpus.open(number)
         return {"video": name, "error": None, **localizer(video)}
+    except (MemoryError, torch.OutOfMemoryError):  # not the file's fault
+        raise
     except Exception as error:  # whatever one file does, the others must still be read
         logger.warning("%s: %s", name, error)
         return {"video": name, "error": str(error) or type(error).__name__, "segments": None, "events": None}
@@ -186,7 +196,7 @@ def run_with_accelerate(args: argparse.Namespace, corpus: Corpus, folder: Path) 
         folder.mkdir(parents=True, exist_ok=True)
         check_work(folder, describe_work(args, corpus))
     accelerator.wait_for_everyone()
-    parts = missing_parts(folder, len(corpus), args.videos_per_part)
+    parts = missing_parts(folder, len(corpus), args.videos_per_part, args.retry_failed)
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     mine = parts[accelerator.process_index :: accelerator.num_processes]
     localizer = build_localizer(args, accelerator.device) if mine else None
@@ -204,7 +214,8 @@ def run_with_accelerate(args: argparse.Namespace, corpus: Corpus, folder: Path) 
 class PartLocalizer:
     """A Ray actor: loads the model once and makes one part a call."""
 
-    def __init__(self, args: argparse.Namespace, corpus: Corpus) -> None:
+    def __init__(self, args: argparse.Namespace, corpus: Corpus, working_folder: str) -> None:
+        os.chdir(working_folder)  # that relative paths are meant from
         self.corpus = corpus
         self.localizer = build_localizer(args, "cuda" if args.gpus_per_actor else "cpu")
 
@@ -221,14 +232,14 @@ def run_with_ray(args: argparse.Namespace, corpus: Corpus, folder: Path) -> None
         raise ImportError("--ray needs Ray Data: pip install 'ave-clip[ray]'.") from None
     folder.mkdir(parents=True, exist_ok=True)
     check_work(folder, describe_work(args, corpus))
-    parts = missing_parts(folder, len(corpus), args.videos_per_part)
+    parts = missing_parts(folder, len(corpus), args.videos_per_part, args.retry_failed)
     if not parts:
         return
     items = [{"path": str(path.resolve()), "first": part.start, "end": part.stop} for path, part in parts]
     actors = {"compute": ray.data.ActorPoolStrategy(size=min(args.num_actors, len(items)))}
     resources = {"num_gpus": args.gpus_per_actor} if args.gpus_per_actor else {"num_cpus": 1}
     work = ray.data.from_items(items, override_num_blocks=len(items))
-    work.map(PartLocalizer, fn_constructor_args=(args, corpus), **actors, **resources).materialize()
+    work.map(PartLocalizer, fn_constructor_args=(args, corpus, os.getcwd()), **actors, **resources).materialize()
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -118,6 +118,12 @@ def test_csv_is_read_back_with_every_field_as_it_was(name):
     assert list(table["score"]) == pytest.approx([event["score"] for event in RESULT["events"]], abs=1e-9)
 
 
+def test_csv_keeps_an_event_on_its_row_whatever_its_label():
+    event = {"start": 0.0, "end": 1.0, "label": "a\rb", "score": 0.5}
+    text = format_csv({"segments": [], "events": [event]}, "c\rd.mp4")
+    assert list(csv.reader(io.StringIO(text, newline="")))[1:] == [["c d.mp4", "0", "1", "a b", "0.5000"]]
+
+
 def test_csv_of_several_videos_has_one_header():
     text = format_csv(RESULT, "a.mp4") + format_csv(RESULT, "b.mp4", header=False)
     assert list(pandas.read_csv(io.StringIO(text))["video"]) == ["a.mp4"] * len(LABELS) + ["b.mp4"] * len(LABELS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,29 @@ def test_a_run_goes_on_with_the_parts_that_are_missing(corpus_script, checkpoint
     run(corpus_script, checkpoint, ["--input", str(videos)], tmp_path)
     assert [pq.read_table(part) for part in parts] == tables
     assert parts[0].stat().st_mtime_ns == kept
+
+
+def test_parts_with_videos_that_failed_are_made_again_when_asked_for(corpus_script, checkpoint, videos, tmp_path):
+    source, output = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(videos, source)
+    assert run(corpus_script, checkpoint, ["--input", str(source)], output)["failed"] == 1
+    stamps = {part: part.stat().st_mtime_ns for part in output.glob("*.parquet")}
+    shutil.copyfile(source / "a b.mp4", source / "broken.mp4")
+    assert run(corpus_script, checkpoint, ["--input", str(source)], output)["failed"] == 1
+    assert run(corpus_script, checkpoint, ["--input", str(source)], output, "--retry_failed")["failed"] == 0
+    assert sum(part.stat().st_mtime_ns != stamp for part, stamp in stamps.items()) == 1
+
+
+def test_a_full_memory_stops_the_run_rather_than_counts_as_a_failed_video(
+    corpus_script, checkpoint, videos, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(corpus_script.Corpus, "open", full)
+    with pytest.raises(MemoryError):
+        run(corpus_script, checkpoint, ["--input", str(videos)], tmp_path)
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_a_folder_of_another_run_is_refused(corpus_script, checkpoint, videos, tmp_path):

@@ -291,6 +291,27 @@ def test_replaced_layers_are_refused_and_the_model_stays_as_it_is(model):
     embeddings(model)
 
 
+@pytest.mark.parametrize("name", ["q_proj", "c_proj"])
+def test_adapters_on_the_attention_pool_are_refused_and_the_model_stays_as_it_is(model, name):
+    pool = model.vision_model.attnpool
+    setattr(pool, name, nn.Sequential(getattr(pool, name)))
+    with pytest.raises(ValueError, match=r"takes nn\.Linear in the attention pool, got Sequential"):
+        model.optimize_for_inference()
+    assert not is_optimized(model) and not model.is_optimized_for_inference
+
+
+def test_asking_again_notices_weights_written_behind_torchs_back(model):
+    model.optimize_for_inference()
+    before = embeddings(model)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+    changed = embeddings(model.optimize_for_inference())
+    plain = embeddings(model.undo_inference_optimization())
+    for name in before:
+        torch.testing.assert_close(changed[name], plain[name], rtol=1e-4, atol=1e-4)
+        assert (changed[name] - before[name]).abs().max() > 1e-3
+
+
 def test_models_without_towers_accept_the_switch():
     localizer = tiny_localizer(use_encoders=False)
     assert localizer.optimize_for_inference("bfloat16") is localizer
@@ -301,6 +322,7 @@ def test_batches_are_cut_into_about_equal_parts():
     assert [len(part) for part in few_at_a_time(torch.zeros(11, 2), torch.bfloat16)] == [6, 5]
     assert [len(part) for part in few_at_a_time(torch.zeros(11, 2), torch.float32)] == [4, 4, 3]
     assert [len(part) for part in few_at_a_time(torch.zeros(1, 2), torch.float64)] == [1]
+    assert [len(part) for part in few_at_a_time(torch.zeros(21, 2), torch.float32)] == [5, 4, 4, 4, 4]
 
 
 @needs_fused

@@ -95,6 +95,54 @@ def test_a_localizer_of_pooled_features_is_one_graph(tmp_path):
     torch.testing.assert_close(exported(**features).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_pooled_features_are_normalised_and_no_processor_is_needed(tmp_path):
+    sizes = {"use_encoders": False, "image_feature_size": 6, "audio_feature_size": 5, "normalize_features": True}
+    model = tiny_localizer(visual_feature_type="pooled", **sizes).eval()
+    for norm, width in ((model.image_norm, 6), (model.audio_norm, 5)):
+        for buffer in norm.buffers():
+            if buffer.shape == (width,):
+                buffer.copy_(torch.rand(width) + 0.5)
+    model.save_pretrained(tmp_path / "model")
+    exported = AVEClipOnnxForLocalization.from_pretrained(export_onnx(tmp_path / "model", tmp_path / "out"))
+    features = {"image_features": torch.randn(2, 7, 6), "audio_features": torch.randn(2, 7, 5)}
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**features).logits, model(**features).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_segments_of_another_length_are_exported_with_theirs(tmp_path):
+    processor = tiny_processor()
+    processor.video_processor.segment_seconds = 0.5
+    model = tiny_localizer().eval()
+    exported = AVEClipOnnxForLocalization.from_pretrained(export_onnx(model, tmp_path / "out", processor))
+    side = model.config.audioclip_config.vision_config.image_size
+    pixels, sound = torch.randn(1, 3, 1, 3, side, side), 3000 * torch.randn(1, 3, 4000)
+    with torch.no_grad():
+        expected = model.encode(pixels, sound)
+    for found, wanted in zip(exported.encode(pixels, sound), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_processor_gives_is_taken_unless_it_is_padded(embedded, model):
+    exported = AVEClipOnnxForLocalization.from_pretrained(embedded)
+    inputs = AVEClipProcessor.from_pretrained(embedded)(videos=SAMPLE, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-3)
+    inputs["segment_mask"][0, -1] = False
+    with pytest.raises(ValueError, match="know no padding"):
+        exported(**inputs)
+
+
+def test_one_backend_does_without_the_other_and_a_missing_one_is_named(embedded, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    localize = pipeline("audio-visual-event-localization", model=embedded, backend="openvino")
+    assert localize.model.backend == "openvino"
+    with pytest.raises(ImportError, match=r"pip install 'ave-clip\[onnx\]'"):
+        pipeline("audio-visual-event-localization", model=embedded)
+    with pytest.raises(ValueError, match="compile=True goes with torch weights"):
+        pipeline("audio-visual-event-localization", model=embedded, backend="openvino", compile=True)
+
+
 def test_signals_are_handled_after_a_model_is_freed_in_another_thread(embedded):
     """OpenVINO's plugin once took the stack of the signal handlers along, and the next child that ended killed us."""
     pytest.importorskip("openvino")

@@ -11,6 +11,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import ave_clip
+from ave_clip import AVEClipForLocalization
 from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline, WindowLogits, ahead, find_frame_sources
 from ave_clip.video_io import probe_video
 
@@ -283,6 +284,28 @@ def test_decoded_arrays_are_taken_too(localizer):
     sound = np.zeros(16000, np.float32)
     result = localizer({"frames": frames, "frame_rate": 25, "audio": sound, "sampling_rate": 8000})
     assert len(result["segments"]) == 2
+
+
+def test_a_decoded_video_without_sound_is_background(localizer, caplog):
+    frames = np.random.default_rng(0).integers(0, 255, (65, 64, 64, 3), dtype=np.uint8)
+    result = localizer({"frames": frames, "frame_rate": 25})
+    assert [(segment["end"], segment["label"]) for segment in result["segments"]] == [
+        (1.0, "background"),
+        (2.0, "background"),
+        (2.6, "background"),
+    ]
+    assert result["events"] == []
+
+
+def test_the_owners_own_optimization_is_kept(checkpoint):
+    model = AVEClipForLocalization.from_pretrained(checkpoint).optimize_for_inference("bfloat16")
+    localizer = AudioVisualEventLocalizationPipeline(model=model, processor=tiny_processor(), device="cpu")
+    assert localizer.model.vision_model._inference_options.dtype == torch.bfloat16
+
+
+def test_streaming_takes_the_options_of_a_call(localizer, tmp_path):
+    path = str(write_recording(tmp_path / "clip.mp4", 2.0))
+    assert list(localizer.stream(path, batch_size=2))[-1] == localizer(path)
 
 
 def test_options_given_at_construction_hold_for_every_call(checkpoint, tmp_path):

@@ -144,7 +144,8 @@ def format_csv(result: Result, video: str = "", header: bool = True) -> str:
     for event in _events(result):
         times = [_plain_number(event[name]) for name in ("start", "end")]
         writer.writerow([video, *times, event["label"], f"{event['score']:.4f}"])
-    return stream.getvalue().replace("\0", " ")  # NUL ends the text for many readers
+    # NUL ends the text for many readers, a bare carriage return the row.
+    return stream.getvalue().replace("\0", " ").replace("\r", " ")
 
 
 def format_json(result: Result, video: str = "") -> str:

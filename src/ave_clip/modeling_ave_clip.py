@@ -751,11 +751,12 @@ def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], items: torc
         encode (`Callable`): A tower, from `(number, ...)` to `(number, ...)`.
         items (`torch.Tensor`, first dimension the items): May be empty.
     """
-    if len(items) == 0:  # nothing real: one blank item tells the shape
-        return encode(items.new_zeros(1, *items.shape[1:]))[:0]
+    if len(items) == 0:  # nothing real: blank items tell the shape; two, as towers are laid out for several
+        return encode(items.new_zeros(2, *items.shape[1:]))[:0]
     if torch.is_grad_enabled() or len(items) <= ENCODER_CHUNK_SIZE:
         return encode(items)
-    return torch.cat([encode(chunk) for chunk in items.split(ENCODER_CHUNK_SIZE)])
+    chunks = items.tensor_split(math.ceil(len(items) / ENCODER_CHUNK_SIZE))  # about equal: none of one item
+    return torch.cat([encode(chunk) for chunk in chunks])
 
 
 def real_items(

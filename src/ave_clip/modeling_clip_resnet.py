@@ -173,6 +173,12 @@ class FoldedAttentionPool(nn.Module):
 
     def __init__(self, pool: AudioCLIPAttentionPool, dtype: torch.dtype) -> None:
         super().__init__()
+        for layer in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+            if type(layer) is not nn.Linear:
+                raise ValueError(
+                    f"optimize_for_inference takes nn.Linear in the attention pool, got {type(layer).__name__}. Merge "
+                    "adapters into the model first, or leave this model as it is."
+                )
         copies = {name: parameter.detach().to(dtype) for name, parameter in pool.named_parameters()}
         heads = (pool.num_heads, pool.head_dim, -1)
         self.num_heads, self.scaling = pool.num_heads, pool.scaling

@@ -199,7 +199,8 @@ class InferenceSwitch(AlignedPreTrainedModel):
         Each tower then answers from a private copy of its convolutions with batch normalisation folded in, in
         channels-last memory. `state_dict`, `save_pretrained`, `parameters` and copies of the model never see it. It is
         made at once (in training mode: at the first use), dropped by `train()` and whenever weights change, move or
-        are loaded, and made again at the next use. Training, gradients, autocast, `output_hidden_states`,
+        are loaded, and made again at the next use; only after writing into a `.data` call this again, as torch keeps
+        no record of that. Training, gradients, autocast, `output_hidden_states`,
         `output_attentions`, `torch.compile` and `torch.export` of the model itself use the plain form. Forward hooks
         within a tower are not called.
 
@@ -223,7 +224,7 @@ class InferenceSwitch(AlignedPreTrainedModel):
         try:
             for tower in self._foldable_towers():
                 tower._set_inference(options)
-        except ValueError:
+        except Exception:
             self.undo_inference_optimization()
             raise
         return self
@@ -233,6 +234,11 @@ class InferenceSwitch(AlignedPreTrainedModel):
         for tower in self._foldable_towers():
             tower._set_inference(None)
         return self
+
+    @property
+    def is_optimized_for_inference(self) -> bool:
+        """Whether `optimize_for_inference` was called and not undone."""
+        return any(tower._inference_options is not None for tower in self._foldable_towers())
 
     def _foldable_towers(self) -> Iterator["FoldableTower"]:
         return (module for module in self.modules() if isinstance(module, FoldableTower))
@@ -249,8 +255,7 @@ class FoldableTower(InferenceSwitch):
         raise NotImplementedError
 
     def _set_inference(self, options: InferenceOptions | None) -> None:
-        if options != self._inference_options:
-            self._held_copy = None
+        self._held_copy = None
         self._inference_options = options
         if options is not None:
             _warn_of_slow_dtype(self.device, options.dtype)
@@ -326,7 +331,7 @@ def few_at_a_time(items: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
     """
     if items.device.type != "cpu":
         return (items,)
-    return items.chunk(max(1, math.ceil(len(items) * dtype.itemsize / ITEMS_TIMES_BYTES)))
+    return items.tensor_split(max(1, math.ceil(len(items) * dtype.itemsize / ITEMS_TIMES_BYTES)))
 
 
 def _inference_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

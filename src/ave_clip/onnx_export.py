@@ -6,7 +6,7 @@
 | file | from | to |
 |---|---|---|
 | `vision.onnx` | `pixel_values (frames, 3, height, width)` | `image_features (frames, locations, width)` |
-| `audio.onnx` | `input_values (segments, samples)` | `audio_features (segments, width)` |
+| `audio.onnx` | `input_values (segments, samples of one segment)` | `audio_features (segments, width)` |
 | `attention.onnx` | `image_features (batch, segments, locations, width)`, `audio_features` | `visual`, `weights` |
 | `temporal.onnx` | `visual`, `audio_features (batch, segments, width)` | `logits`, `event_logits` |
 
@@ -29,8 +29,9 @@ from transformers.utils import CONFIG_NAME
 from .configuration_ave_clip import AVEClipConfig, AVEClipOnnxConfig
 from .files import check_replaceable, new_folder
 from .modeling_ave_clip import AVEClipBidirectionalLSTM, AVEClipForLocalization
-from .onnx_model import GRAPHS
+from .onnx_model import GRAPHS, graph_names
 from .processing_ave_clip import AVEClipProcessor
+from .segments import samples_per_segment
 
 MAX_DYNAMIC = 2**15
 # torch.export unrolls an LSTM over the segments it sees; as one operator it becomes ONNX's LSTM, of any length.
@@ -66,15 +67,16 @@ def export_onnx(
     if overwrite:
         check_replaceable(folder, CONFIG_NAME, "checkpoint", *(() if is_loaded else (model,)))
     if not is_loaded:
-        _check_type(model)
-        processor = processor or AVEClipProcessor.from_pretrained(model)
+        config = _checked_config(model)
+        if processor is None and config.use_encoders:  # else there is nothing that it could read for
+            processor = AVEClipProcessor.from_pretrained(model)
         model = AVEClipForLocalization.from_pretrained(model, dtype=torch.float32)
     if model.dtype != torch.float32:
         raise ValueError(f"The model is {model.dtype}; ONNX graphs are float32. Load it with dtype=torch.float32.")
     model = copy.deepcopy(model).cpu().eval()
     _replace_lstms(model)
     with new_folder(folder, overwrite=overwrite) as partial:
-        for name, (function, inputs, dynamic) in _graphs(model).items():
+        for name, (function, inputs, dynamic) in _graphs(model, _samples(model.config, processor)).items():
             _export_graph(partial / f"{name}.onnx", name, _Graph(model, function), inputs, dynamic)
         content = model.config.to_dict()
         content.pop("model_type")
@@ -84,10 +86,19 @@ def export_onnx(
     return Path(folder)
 
 
-def _check_type(source: str | os.PathLike) -> None:
-    found = AutoConfig.from_pretrained(source).model_type
-    if found != AVEClipConfig.model_type:
-        raise ValueError(f"{source} is a model of type {found!r}. Export a localizer ({AVEClipConfig.model_type}).")
+def _checked_config(source: str | os.PathLike) -> AVEClipConfig:
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != AVEClipConfig.model_type:
+        raise ValueError(
+            f"{source} is a model of type {config.model_type!r}. Export a localizer ({AVEClipConfig.model_type})."
+        )
+    return config
+
+
+def _samples(config: AVEClipConfig, processor: AVEClipProcessor | None) -> int:
+    """Samples of a segment; of one second where there is no processor to say."""
+    rate = config.audioclip_config.audio_config.sampling_rate
+    return rate if processor is None else samples_per_segment(rate, processor.video_processor.segment_seconds)
 
 
 class _Graph(nn.Module):
@@ -118,21 +129,24 @@ def _localize(model: AVEClipForLocalization, visual: torch.Tensor, audio_feature
     return (output.logits,) if output.event_logits is None else (output.logits, output.event_logits)
 
 
-def _graphs(model: AVEClipForLocalization) -> dict[str, tuple[Callable, tuple[torch.Tensor, ...], Sequence[str]]]:
+def _graphs(
+    model: AVEClipForLocalization, samples: int
+) -> dict[str, tuple[Callable, tuple[torch.Tensor, ...], Sequence[str]]]:
     """Function, example inputs and dynamic dimensions of each graph of this model."""
     config, towers = model.config, model.config.audioclip_config
     batch, segments = 2, 13  # any that are not 1, which torch.export takes for fixed
     audio = torch.zeros(batch, segments, config.resolved_audio_feature_size)
     visual_size = model.video_lstm.weights.shape[-1]
-    graphs = {"temporal": (_localize, (torch.zeros(batch, segments, visual_size), audio), ("batch", "segments"))}
-    if config.visual_feature_type != "pooled":
-        image = torch.zeros(batch, segments, 49, config.resolved_image_feature_size)
-        graphs["attention"] = (_attend, (image, audio), ("batch", "segments", "locations"))
-    if config.use_encoders:
-        side = towers.vision_config.image_size
-        graphs["vision"] = (_see, (torch.zeros(batch, 3, side, side),), ("frames",))
-        graphs["audio"] = (_hear, (torch.zeros(batch, towers.audio_config.sampling_rate),), ("segments",))
-    return graphs
+    locations = () if config.visual_feature_type == "pooled" else (49,)
+    image = torch.zeros(batch, segments, *locations, config.resolved_image_feature_size)
+    side = towers.vision_config.image_size
+    graphs = {
+        "temporal": (_localize, (torch.zeros(batch, segments, visual_size), audio), ("batch", "segments")),
+        "attention": (_attend, (image, audio), ("batch", "segments", "locations")),
+        "vision": (_see, (torch.zeros(batch, 3, side, side),), ("frames",)),
+        "audio": (_hear, (torch.zeros(batch, samples),), ("segments",)),
+    }
+    return {name: graphs[name] for name in graph_names(config)}
 
 
 def _export_graph(

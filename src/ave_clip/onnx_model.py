@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import cached_file, logging
 
-from .configuration_ave_clip import AVEClipOnnxConfig
+from .configuration_ave_clip import AVEClipConfig, AVEClipOnnxConfig
 from .modeling_ave_clip import (
     AVEClipLocalizationOutput,
     encode_frames,
@@ -32,7 +32,14 @@ GRAPHS = {
     "attention": (("image_features", "audio_features"), ("visual", "weights")),
     "temporal": (("visual", "audio_features"), ("logits", "event_logits")),
 }
-BACKENDS = ("onnxruntime", "openvino")
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+BACKENDS = tuple(EXTRAS)
+
+
+def graph_names(config: AVEClipConfig) -> list[str]:
+    """The graphs that an export of such a localizer has."""
+    attends = config.visual_feature_type != "pooled" or config.normalize_features
+    return ["temporal", *(["attention"] if attends else []), *(["vision", "audio"] if config.use_encoders else [])]
 
 
 class AVEClipOnnxForLocalization(nn.Module):
@@ -45,7 +52,6 @@ class AVEClipOnnxForLocalization(nn.Module):
 
     Raises:
         ValueError: for another backend.
-        ImportError: where the backend is not installed.
     """
 
     config_class = AVEClipOnnxConfig
@@ -58,7 +64,7 @@ class AVEClipOnnxForLocalization(nn.Module):
     def __init__(self, config: AVEClipOnnxConfig, files: Mapping[str, str], backend: str = BACKENDS[0]) -> None:
         super().__init__()
         self.config, self.files = config, dict(files)
-        self.use_backend(backend)
+        self._choose(backend)
         self.eval()
 
     @classmethod
@@ -87,8 +93,7 @@ class AVEClipOnnxForLocalization(nn.Module):
             )
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
         config = config or cls.config_class.from_pretrained(source, **hub)
-        names = ["temporal", *(["attention"] if config.visual_feature_type != "pooled" else [])]
-        names += ["vision", "audio"] if config.use_encoders else []
+        names = graph_names(config)
         return cls(config, {name: cached_file(str(source), f"{name}.onnx", **hub) for name in names}, backend)
 
     def use_backend(self, backend: str) -> None:
@@ -98,9 +103,12 @@ class AVEClipOnnxForLocalization(nn.Module):
             ValueError: for a backend that is not one of `BACKENDS`.
             ImportError: where it is not installed.
         """
+        self._choose(backend)
+        _import_backend(backend)
+
+    def _choose(self, backend: str) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"An exported localizer runs on one of {list(BACKENDS)}, got backend={backend!r}.")
-        _import_backend(backend)
         self.backend = backend
         self._sessions: dict[str, Callable] = {}
 
@@ -126,8 +134,10 @@ class AVEClipOnnxForLocalization(nn.Module):
 
     def attend(self, image_features: torch.Tensor, audio_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `AVEClipForLocalization.attend`."""
-        if image_features.dim() == 3:  # one location, which attention leaves as it is
+        if "attention" not in self.files:  # one location, which attention leaves as it is
             return image_features, image_features.new_ones(*image_features.shape[:2], 1)
+        if image_features.dim() == 3 and self.config.visual_feature_type != "pooled":
+            image_features = image_features.unsqueeze(2)
         return tuple(self.run_graph("attention", image_features, audio_features))
 
     def localize(self, visual: torch.Tensor, audio_features: torch.Tensor) -> AVEClipLocalizationOutput:
@@ -142,8 +152,15 @@ class AVEClipOnnxForLocalization(nn.Module):
         image_features: torch.Tensor | None = None,
         audio_features: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
+        segment_mask: torch.Tensor | None = None,
     ) -> AVEClipLocalizationOutput:
-        """As `AVEClipForLocalization.forward`, for segments that are all real, without loss."""
+        """As `AVEClipForLocalization.forward`, for segments that are all real, without loss.
+
+        Raises:
+            ValueError: where a segment is padding.
+        """
+        if segment_mask is not None and not segment_mask.all():
+            raise ValueError("ONNX graphs know no padding: pass videos of one length, or one at a time.")
         if pixel_values is not None:
             image_features, audio_features = self.encode(pixel_values, input_values, frame_mask)
         return self.localize(self.attend(image_features, audio_features)[0], audio_features)
@@ -172,7 +189,7 @@ def _import_backend(backend: str) -> Any:
         return onnxruntime
     except ImportError:
         raise ImportError(
-            f"{backend} is not installed: pip install 'ave-clip[onnx]' or pip install {backend}."
+            f"{backend} is not installed: pip install 'ave-clip[{EXTRAS[backend]}]' or pip install {backend}."
         ) from None
 
 

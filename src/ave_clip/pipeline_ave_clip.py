@@ -13,6 +13,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import GeneratorType
 from typing import Any
 
@@ -64,6 +65,8 @@ class _VideoPipeline(ChunkPipeline):
     def __init__(self, *args: Any, backend: str | None = None, compile: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if hasattr(self.model, "use_backend"):  # exported
+            if compile:
+                raise ValueError("compile=True goes with torch weights, but this model is an export.")
             self.model.use_backend(backend or self.model.backend)
             self.device = self.model.device
         elif backend not in (None, "torch"):
@@ -75,6 +78,8 @@ class _VideoPipeline(ChunkPipeline):
             self._optimize(compile)
 
     def _optimize(self, compile: bool) -> None:
+        if self.model.is_optimized_for_inference and not compile:  # as its owner wants it
+            return
         try:
             self.model.optimize_for_inference(compile=compile)
         except ValueError as error:  # layers replaced by adapters
@@ -132,6 +137,7 @@ class _VideoPipeline(ChunkPipeline):
             info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
             info["total"] = max(done + 1, source.num_segments) if following else done
             inputs = self._block(block, size, count)
+            del block  # its frames have their native size
             if tolerance is not None:
                 inputs["frame_sources"] = find_frame_sources(inputs["pixel_values"], inputs["frame_mask"], tolerance)
             yield {**inputs, "info": info, "is_last": not following}
@@ -291,6 +297,7 @@ class AudioVisualEventLocalizationPipeline(_VideoPipeline):
         Raises:
             ValueError: As a call.
         """
+        kwargs.pop("batch_size", None)  # of blocks of several videos; here is one
         given = self._sanitize_parameters(**kwargs)
         defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
         preprocess, forward, postprocess = ({**default, **options} for default, options in zip(defaults, given))
@@ -567,7 +574,10 @@ class FileSource(VideoSource):
                 logger.warning(
                     f"{self.name} has no {self.missing} track, so it holds no audio-visual event: all background."
                 )
-            reader = SegmentReader(recording, self.options)
+            options = self.options
+            if self.missing:  # read for its length only
+                options = replace(options, num_frames_per_segment=1, size=(2, 2))
+            reader = SegmentReader(recording, options)
             for segment in reader:
                 self.duration = reader.duration_seconds
                 yield segment
@@ -614,7 +624,18 @@ def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int
         Segment(index=index, frames=frames, frame_times=np.zeros(len(frames)), waveform=waveform)
         for index, (frames, waveform) in enumerate(zip(cut.frames, cut.waveforms))
     ]
-    return VideoSource("decoded video", segments, len(segments) * seconds)
+    source = VideoSource("decoded video", segments, _duration(inputs, len(segments) * seconds))
+    if inputs.get("audio") is None:
+        source.missing = "audio"
+        logger.warning("The decoded video has no `audio`, so it holds no audio-visual event: all background.")
+    return source
+
+
+def _duration(inputs: dict[str, Any], grid_seconds: float) -> float:
+    """Length of a decoded video in seconds; that of its whole segments where no rate says more."""
+    lengths = [(inputs["frames"], inputs.get("frame_rate")), (inputs.get("audio"), inputs.get("sampling_rate"))]
+    seconds = [np.shape(values)[axis] / rate for axis, (values, rate) in zip((0, -1), lengths) if rate]
+    return min(grid_seconds, max(seconds, default=grid_seconds))
 
 
 def find_frame_sources(pixels: torch.Tensor, frame_mask: torch.Tensor, tolerance: float) -> torch.Tensor:
