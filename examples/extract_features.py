@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Gets one folder per split; one run at a time.")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, help="All that the data set has, by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16)
-    parser.add_argument("--segment_seconds", type=float, default=1.0)
+    parser.add_argument("--segment_seconds", type=float, default=1.0, help="1, as the labels are of seconds.")
     parser.add_argument("--visual_feature_type", choices=("dense", "layer4", "pooled"), default="dense")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="Of the features on disk.")
     parser.add_argument("--rows_per_shard", type=int, default=64)

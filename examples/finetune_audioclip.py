@@ -118,7 +118,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Where the best model goes.")
     parser.add_argument("--cache_dir", help="Where decoded clips are kept; OUTPUT_DIR/cache by default.")
     parser.add_argument("--num_frames_per_segment", type=int, default=4, help="Frames of each segment to draw from.")
-    parser.add_argument("--segment_seconds", type=float, default=1.0)
+    parser.add_argument("--segment_seconds", type=float, default=1.0, help="1, as the labels are of seconds.")
     add_loss_arguments(parser)
     add_training_arguments(parser)
     add_augmentation_arguments(parser)

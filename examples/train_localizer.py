@@ -97,7 +97,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_missing_argument(parser)
     parser.add_argument("--localizer", nargs="*", default=[], metavar="FIELD=VALUE", help="Fields of AVEClipConfig.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data_dir.")
-    parser.add_argument("--segment_seconds", type=float, default=1.0, help="With --data_dir.")
+    parser.add_argument("--segment_seconds", type=float, default=1.0, help="With --data_dir: 1, as the labels are.")
     parser.add_argument("--annotations_dir", help="With --h5_dir; the same folder by default.")
     parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
     parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
