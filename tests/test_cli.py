@@ -86,6 +86,7 @@ def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, 
         ("localize", "x.mp4", "--decoder", "no"),
         ("localize", "x.mp4", "--frame-tolerance", "-1"),
         ("localize", "x.mp4", "--compile", "--backend", "onnxruntime"),
+        ("localize", "x.mp4", "--dtype", "bfloat16", "--backend", "openvino"),
         ("nonsense",),
     ],
 )

@@ -204,6 +204,8 @@ def localize(
     _check_device(device)
     if compile and backend not in (None, Backend.torch):
         raise typer.BadParameter(f"--compile goes with torch, not with --backend {backend.value}.")
+    if dtype is not Dtype.float32 and backend not in (None, Backend.torch):
+        raise typer.BadParameter(f"--dtype {dtype.value} goes with torch; --backend {backend.value} runs float32.")
     settings = {**zero_shot, "compile": compile, "backend": None if backend is None else backend.value}
     localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, settings)
     options = {
