@@ -36,6 +36,7 @@ from ave_clip.categories import AVE_CATEGORIES
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.annotations import IGNORED_LABEL
 from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
+from ave_clip.data.synthetic import GENERATOR_VERSION
 from ave_clip.training.arguments import (
     add_missing_argument,
     add_run_arguments,
@@ -77,7 +78,7 @@ from ave_clip.training.splits import (
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("train_localizer")
-SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / "synthetic"
+SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / f"synthetic-{GENERATOR_VERSION}"
 NUM_SYNTHETIC = 400
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Identified by what they hold, so that a run can go on after they were moved.
