@@ -164,5 +164,5 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(reentran
 
 @torch.no_grad()
 def test_exported_program_gives_the_same(model, images):
-    program = torch.export.export(model, (images,), strict=False)
+    program = torch.export.export(model, (images,), strict=False)  # traced, which is how torch.export works by default
     torch.testing.assert_close(program.module()(images).image_embeds, model(images).image_embeds, rtol=1e-5, atol=1e-5)

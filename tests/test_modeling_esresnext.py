@@ -395,7 +395,7 @@ def test_ungated_trunk_equals_torchvisions_resnext():
     torch.manual_seed(0)
     reference = resnext50_32x4d(num_classes=16).eval()
     model = AudioCLIPAudioModel(AudioCLIPAudioConfig(projection_dim=16, n_fft=512, win_length=512)).eval()
-    model.load_state_dict(reference.state_dict(), strict=False)
+    model.load_state_dict(reference.state_dict(), strict=False)  # spectrogram and gates are not in torchvision's
     for gate in (model.att1, model.att2, model.att3, model.att4, model.att5):
         gate.bn.weight.zero_()
         gate.bn.bias.fill_(100.0)  # sigmoid(100) is 1
@@ -506,7 +506,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(reentran
 
 @torch.no_grad()
 def test_exported_program_gives_the_same(model, waveforms):
-    program = torch.export.export(model, (waveforms,), strict=False)
+    program = torch.export.export(model, (waveforms,), strict=False)  # traced, the default of torch.export
     torch.testing.assert_close(
         program.module()(waveforms).audio_embeds, model(waveforms).audio_embeds, rtol=1e-4, atol=1e-4
     )

@@ -11,12 +11,10 @@ its own.
 import argparse
 import multiprocessing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from timing import REFERENCE, finish, interleaved, parse, parser_for
+from timing import REFERENCE, finish, interleaved, own_peak_megabytes, parse, parser_for
 from torch import nn
-from train_step import peak_megabytes
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
 
@@ -113,15 +111,6 @@ def _peak_of(name: str, args: argparse.Namespace, answers: multiprocessing.Queue
     for _ in range(3):
         step()
     answers.put(own_peak_megabytes() - before)
-
-
-def own_peak_megabytes() -> float:
-    """Largest resident memory of this process; on Linux without what it inherits of its parent's."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return peak_megabytes()
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:

@@ -28,8 +28,7 @@ from pathlib import Path
 import torch
 from encoders import build_model
 from recordings import repeat_recording, write_recording
-from timing import REFERENCE, finish, interleaved, parse, parser_for
-from train_step import peak_megabytes
+from timing import REFERENCE, finish, interleaved, own_peak_megabytes, parse, parser_for
 from transformers import AutoProcessor
 from transformers.utils import logging
 
@@ -177,7 +176,7 @@ def stream(video: str) -> dict[str, float]:
         times.append(_stream_once(localize, video))
     names = ("seconds", "processor_seconds", "seconds_to_first_segments")
     medians = (round(statistics.median(values), 3) for values in zip(*times))
-    return {**dict(zip(names, medians)), "peak_megabytes": own_peak_megabytes()}
+    return {**dict(zip(names, medians)), "peak_megabytes": round(own_peak_megabytes(), 1)}
 
 
 def _stream_once(localize: AudioVisualEventLocalizationPipeline, video: str) -> tuple[float, float, float]:
@@ -188,14 +187,6 @@ def _stream_once(localize: AudioVisualEventLocalizationPipeline, video: str) -> 
     for _ in results:
         pass
     return time.perf_counter() - started, time.process_time() - used, first
-
-
-def own_peak_megabytes() -> float:
-    """Largest resident memory of this program; `getrusage` on Linux counts that of the process it was started from."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")]
-    return round(peaks[0] if peaks else peak_megabytes(), 1)
 
 
 def measure_start(args: argparse.Namespace, full: FullSize) -> list[dict]:

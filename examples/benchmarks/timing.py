@@ -1,7 +1,9 @@
 """What the benchmarks share: interleaved timing, rows of results, one command line."""
 
 import argparse
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +63,15 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
             "ratio": round(statistics.median(ratios), 3),
         }
     return results
+
+
+def own_peak_megabytes() -> float:
+    """Largest resident memory of this program so far; `getrusage` on Linux counts what started it, too."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peaks = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def finish(rows: list[dict], args: argparse.Namespace, argv: Sequence[str] | None) -> dict:

@@ -9,14 +9,12 @@ their shapes matter for speed.
 """
 
 import argparse
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from timing import finish
+from timing import finish, own_peak_megabytes
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
 from ave_clip.training.dropout import use_keyed_dropout
@@ -96,14 +94,8 @@ def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str
         "milliseconds": round(1000 * median, 1),
         "slowest_milliseconds": round(1000 * max(measured), 1),
         "clips_per_second": round(args.batch_size / median, 1),
-        "peak_megabytes": round(peak_megabytes(), 1),
+        "peak_megabytes": round(own_peak_megabytes(), 1),
     }
-
-
-def peak_megabytes() -> float:
-    """Largest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

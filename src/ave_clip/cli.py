@@ -307,7 +307,7 @@ def _check_device(device: str | None) -> None:
         if torch.device(device).type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend of torch refuses its own way
         reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
         raise typer.BadParameter(
             f"--device {device} cannot be used here: {reason}. PyTorch sees {', '.join(_devices())}."

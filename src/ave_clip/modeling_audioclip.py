@@ -191,6 +191,7 @@ class AudioCLIPModel(InferenceSwitch):
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text tower."""
         if "text" not in self.config.towers:
+            # What transformers catches where a model has no token embedding.
             raise NotImplementedError("This checkpoint has no text tower, and so no token embedding.")
         return self.text_model.get_input_embeddings()
 

@@ -252,7 +252,7 @@ class FoldableTower(InferenceSwitch):
 
     def _fold(self, dtype: torch.dtype, fused: bool) -> nn.Module:
         """Make the copy."""
-        raise NotImplementedError
+        raise NotImplementedError  # each tower has its own
 
     def _set_inference(self, options: InferenceOptions | None) -> None:
         self._held_copy = None
