@@ -1,19 +1,19 @@
-"""Cross-modality localization, AVEL's second task, with AudioCLIP's embeddings: a sound finds its place among the
-pictures of its clip, and pictures theirs in the sound.
+"""Cross-modality localization, AVEL's second task, with AudioCLIP's embeddings: locate an audio segment in the frames
+of its clip, and frames in the audio.
 
-What it reads: AudioCLIP (or a localizer, for its towers) and videos in AVE's layout, or stage 2's pooled features.
-Where the data set has AVE's own split for this task (`test_order_match.h5`), its rows are asked; else the rows of the
-split. Events that fill their clip are left out, as AVEL does. The task's test rows are in part training rows of the
-supervised task: for towers that were fine-tuned on AVE, pass `--own_split`.
-What it writes: for queries of a whole event and of one second, both ways, the share of exact answers, of answers at
-most one second away, and what guessing reaches, as JSON; prints a table.
+What it reads: AudioCLIP (or a localizer, for its towers) and labelled videos of any kind (`--data`, with one label per
+segment), or stage 2's pooled features.
+If the data set has AVE's split for this task (`test_order_match.h5`), its rows are used; otherwise the rows of the
+supervised split. Events that fill their clip are left out, as in AVEL. Some test rows of the task are training rows
+of the supervised task: for towers that were fine-tuned on AVE, pass `--own_split`.
+What it writes: for queries of a whole event and of one second, in both directions, the fraction of exact answers, of
+answers at most one second away, and of random guessing, as JSON; prints a table.
 
-    accelerate launch examples/cross_modality.py --model audioclip --data_dir AVE_Dataset
+    accelerate launch examples/cross_modality.py --model audioclip --data AVE_Dataset
     python examples/cross_modality.py --features_dir pooled_features --annotations_dir AVE_Dataset
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from ave_clip.categories import labels_with_background
-from ave_clip.data import load_ave
+from ave_clip.core.categories import labels_with_background
+from ave_clip.data.readers import find_reader
 from ave_clip.data.source import MATCH_ORDER_FILES, read_source
 from ave_clip.data.storage import open_storage
+from ave_clip.outputs.text_table import align_columns
+from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
-    add_missing_argument,
+    add_data_argument,
     add_run_arguments,
+    add_video_arguments,
     build_accelerator,
     describe_run,
     parse_arguments,
+    video_options,
     write_json,
 )
 from ave_clip.training.checkpoints import (
@@ -50,6 +54,7 @@ from ave_clip.training.cross_modality import (
     read_embeddings,
 )
 from ave_clip.training.features import FeatureStore
+from ave_clip.training.splits import open_videos as open_splits
 
 logger = get_logger("cross_modality")
 SPLITS = ("train", "validation", "test")
@@ -57,24 +62,30 @@ SPLITS = ("train", "validation", "test")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="With --data_dir: AudioCLIP, or a localizer for its towers; folder or Hub id.")
+    parser.add_argument("--model", help="With --data: AudioCLIP, or a localizer for its towers; folder or Hub id.")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data_dir", help="Videos in AVE's layout.")
+    add_data_argument(source)
     source.add_argument("--features_dir", help="Output of stage 2 with --visual_feature_type pooled.")
-    parser.add_argument("--annotations_dir", help="With --features_dir: where AVE's split for this task lies.")
+    parser.add_argument("--annotations_dir", help="With --features_dir: folder of AVE's split for this task.")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--own_split", action="store_true", help="The rows of the supervised split, in any case.")
+    parser.add_argument(
+        "--own_split",
+        action="store_true",
+        help="Use the rows of the supervised split, even if the data set has a split for this task.",
+    )
     parser.add_argument("--queries", nargs="+", choices=QUERIES, default=list(QUERIES))
-    parser.add_argument("--output", help="JSON file; ./cross-modality-SPLIT.json by default.")
-    parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data_dir.")
-    parser.add_argument("--num_resamples", type=int, default=1000, help="Of the bootstrap; 0 for no intervals.")
+    parser.add_argument("--output", help="JSON file for the results. Default: none.")
+    parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data: frames per segment.")
+    parser.add_argument(
+        "--num_resamples", type=int, default=1000, help="Resamples of the bootstrap; 0 for no intervals."
+    )
     parser.add_argument("--batch_size", type=int, default=1, help="Clips per process.")
-    parser.add_argument("--max_clips", type=int, help="Only the first clips, for a trial.")
-    add_missing_argument(parser)
+    parser.add_argument("--max_clips", type=int, help="Use only the first clips, for a trial run.")
+    add_video_arguments(parser, segment_seconds=False)
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
-    if bool(args.data_dir) != bool(args.model):
-        parser.error("--model goes with --data_dir: it makes the embeddings that --features_dir has already")
+    if bool(args.data) != bool(args.model):
+        parser.error("--model needs --data, and --data needs --model; --features_dir contains embeddings already")
     for name in ("batch_size", "num_frames_per_segment", "max_clips"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -82,16 +93,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def has_task_split(args: argparse.Namespace) -> bool:
-    """Whether AVE's own split for this task is there and wanted."""
+    """Whether to use AVE's split for this task."""
     if args.own_split or args.features_dir:
         return bool(args.annotations_dir) and not args.own_split
-    return open_storage(args.data_dir).read(MATCH_ORDER_FILES[args.split]) is not None
+    path = Path(args.data).expanduser()
+    reader = find_reader(path) if path.exists() else None
+    if reader is None or reader.name != "ave":  # only AVE has such a split
+        return False
+    return open_storage(args.data).read(MATCH_ORDER_FILES[args.split]) is not None
 
 
 def embed_videos(args: argparse.Namespace, accelerator: Accelerator, name: str):
-    """Embeddings of the videos' segments, the index of background, and what could not be read."""
-    part = f"{args.split}[:{args.max_clips}]" if args.max_clips else args.split
-    examples = load_ave(args.data_dir, split=part, name=name, on_missing=args.on_missing)
+    """Embed the videos; returns clips, the index of background, and the reason for each unreadable row."""
+    options = {"name": name} if name != "full" else {}
+    splits = open_splits(args.data, **video_options(args, problem_type="single_label", **options))
+    if args.split not in splits:
+        raise ValueError(f"{args.data} has no {args.split} split, only {list(splits)}. Pass --split.")
+    examples = splits[args.split]
+    examples = examples.select(range(min(len(examples), args.max_clips or len(examples))))
     encoder = load_encoder(args.model)
     config, id2label = audioclip_config(encoder), labels_with_background(examples.features["category"].names)
     localizer = build_localizer(encoder, id2label, {"visual_feature_type": "pooled"}).to(accelerator.device)
@@ -104,44 +123,58 @@ def embed_videos(args: argparse.Namespace, accelerator: Accelerator, name: str):
 
 
 def read_features(args: argparse.Namespace, is_task_split: bool) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Embeddings of stage 2 and the index of background; the task's rows are looked for in all splits.
+    """Read embeddings of stage 2 and the index of background; the rows of the task are searched in all splits.
 
     Raises:
-        ValueError: where none of the task's rows is in the features.
+        ValueError: if none of the rows is in the features.
     """
     rows = read_source(args.annotations_dir, cross_modality=True).splits.get(args.split, []) if is_task_split else None
     folders = [Path(args.features_dir) / split for split in (SPLITS if is_task_split else [args.split])]
-    stores = [FeatureStore(folder) for folder in folders if folder.exists() or not is_task_split]
+    stores = [open_store(folder) for folder in folders if folder.exists() or not is_task_split]
     clips = [clip for store in stores for clip in read_embeddings(store, rows)]
     if is_task_split and len(clips) < len(rows):
         missing = sorted(set(rows) - {int(clip["row"]) for clip in clips})
-        logger.warning("%d of %d rows of the task lack features, the first: %s", len(missing), len(rows), missing[:8])
-    if not clips:
-        raise ValueError(
-            f"{args.features_dir} holds none of the rows that are asked for: extract the {args.split} split."
+        logger.warning(
+            "%d of %d rows of the task have no features, the first: %s", len(missing), len(rows), missing[:8]
         )
+    if not clips:
+        raise ValueError(f"{args.features_dir} contains none of the requested rows: extract the {args.split} split.")
     return clips[: args.max_clips], len(stores[0].manifest["id2label"]) - 1
 
 
+def open_store(folder: Path) -> FeatureStore:
+    """Open stage 2's features of one split.
+
+    Raises:
+        FeatureStoreError: if segments have several labels: a query is an event of one class.
+    """
+    store = FeatureStore(folder)
+    store.check_settings(problem_type="single_label")
+    return store
+
+
 def show(results: dict[str, dict[str, Any]]) -> None:
-    """Print exact answers and those within a second, each beside what guessing reaches."""
+    """Print exact answers and those within one second, each with the result of random guessing."""
     titles = ("exact %", "95 % interval", "guessing", "within 1 s", "guessing", "queries", "clips")
-    print(f"{'query':<8}{'direction':<18}" + "".join(f"{title:>16}" for title in titles))
+    rows = [("query", "direction", *titles)]
     for query, measures in results.items():
         for direction in DIRECTIONS:
             found = measures[direction]
             interval = " to ".join(f"{100 * end:.2f}" for end in found.get("intervals", {}).get("accuracy", ()))
-            shares = [f"{100 * found[name]:.2f}" for name in ("accuracy", "chance", "within_one", "chance_within_one")]
-            cells = [shares[0], interval, *shares[1:], measures["num_queries"], measures["num_clips"]]
-            print(f"{query:<8}{direction:<18}" + "".join(f"{cell:>16}" for cell in cells))
+            fractions = [
+                f"{100 * found[name]:.2f}" for name in ("accuracy", "chance", "within_one", "chance_within_one")
+            ]
+            counts = (measures["num_queries"], measures["num_clips"])
+            rows.append((query, direction, fractions[0], interval, *fractions[1:], *counts))
+    print(align_columns(rows, num_text_columns=2))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_logging()
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     is_task_split, unreadable = has_task_split(args), {}
-    if args.data_dir:
+    if args.data:
         name = "cross_modality" if is_task_split else "full"
         clips, background, unreadable = embed_videos(args, accelerator, name)
     else:
@@ -151,15 +184,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         for query in args.queries
     }
     if is_task_split:
-        logger.warning("Rows of the task's own split: towers fine-tuned on AVE's train split have seen many of them.")
+        logger.warning(
+            "These rows are the task's own split: towers fine-tuned on AVE's train split have seen many of them."
+        )
     if accelerator.is_main_process:
         show(results)
         rows = "of the task's own split" if is_task_split else "of the supervised split"
         content = {"split": args.split, "rows": rows, "unreadable_rows": unreadable, "queries": results}
-        write_json(args.output or f"cross-modality-{args.split}.json", {**content, **describe_run(args, argv)})
+        if args.output:
+            write_json(args.output, {**content, **describe_run(args, argv)})
     accelerator.end_training()
     return results
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

@@ -1,21 +1,23 @@
-"""Stage 2: run AudioCLIP's towers once over every clip and keep what they say.
+"""Stage 2: encode each clip once with AudioCLIP's towers, or a composite encoder, and store the features.
 
-What it reads: AudioCLIP (from stage 1, pretrained, or inside a localizer) and videos in AVE's layout, decoded in
-`--num_workers` processes while the encoder works.
+What it reads: AudioCLIP (from stage 1, pretrained, or inside a localizer) and labelled videos of any length (`--data`:
+AVE's layout, a table of your own videos, UnAV-100 and others), decoded in `--num_workers` processes while the encoder
+works. Memory does not grow with the length of a video.
 What it writes: one folder per split with features in safetensors shards and a manifest, see
-`ave_clip.training.features`, and `results.json`. A run that was stopped goes on where it was. Clips that cannot be
-read are listed at the end, and the exit code is then 1; `--retry_failed` tries them again once they are repaired.
+`ave_clip.training.features`, and `results.json`. A run that was stopped resumes. Clips that cannot be read are listed
+at the end, and the exit code is then 1; `--retry_failed` tries them again when they are repaired.
 
-    accelerate launch examples/extract_features.py --model stage1 --data_dir AVE_Dataset --output_dir features
+    accelerate launch examples/extract_features.py --model stage1 --data AVE_Dataset --output_dir features
+    python examples/extract_features.py --model stage1 --data annotations.csv --problem_type multi_label \
+        --split_fractions 0.8 0.1 0.1 --output_dir features
 
 On two processes of one machine without a GPU:
 
-    torchrun --nproc_per_node 2 examples/extract_features.py --cpu --model stage1 --data_dir AVE_Dataset \
+    torchrun --nproc_per_node 2 examples/extract_features.py --cpu --model stage1 --data AVE_Dataset \
         --output_dir features
 """
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,33 +36,37 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 import ave_clip
-from ave_clip.categories import labels_with_background
-from ave_clip.data import load_ave
-from ave_clip.data.source import read_source
+from ave_clip.core.builtin_checkpoints import resolve_checkpoint
+from ave_clip.core.streaming import ahead
+from ave_clip.core.video_source import VideoReadError
+from ave_clip.data.builder import left_out_rows, problem_type_of
+from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
-    add_missing_argument,
+    add_data_argument,
     add_run_arguments,
+    add_video_arguments,
     build_accelerator,
     describe_run,
     parse_arguments,
+    video_options,
     write_json,
 )
 from ave_clip.training.checkpoints import (
-    audioclip_config,
     build_localizer,
-    build_processor,
     load_encoder,
-    load_feature_extractor,
+    load_processor,
     towers_fingerprint,
 )
 from ave_clip.training.clips import ClipReader, clips_fingerprint
+from ave_clip.training.feature_shards import BLOCK_SEGMENTS
 from ave_clip.training.features import FeatureStoreError, FeatureWriter, collate_clips
+from ave_clip.training.splits import class_names_of, open_videos
 
 logger = get_logger("extract_features")
 SPLITS = ("train", "validation", "test")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 LOG_SECONDS = 30
-PICTURE_SETTINGS = (
+FRAME_SETTINGS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
@@ -68,22 +74,23 @@ PICTURE_SETTINGS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="AudioCLIP, or a localizer: folder or Hub id.")
-    parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
-    add_missing_argument(parser)
-    parser.add_argument("--output_dir", required=True, help="Gets one folder per split; one run at a time.")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="All that the data set has, by default.")
+    parser.add_argument("--model", required=True, help="AudioCLIP, composite encoder or localizer: folder or Hub id.")
+    add_data_argument(parser, required=True)
+    add_video_arguments(parser)
+    parser.add_argument("--output_dir", required=True, help="Folder with one subfolder per split; one run at a time.")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="Default: all splits of the data set.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16)
-    parser.add_argument("--segment_seconds", type=float, default=1.0, help="1, as the labels are of seconds.")
     parser.add_argument("--visual_feature_type", choices=("dense", "layer4", "pooled"), default="dense")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="Of the features on disk.")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="Data type of the features on disk.")
     parser.add_argument("--rows_per_shard", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=1, help="Clips encoded at once; more may help a GPU.")
-    parser.add_argument("--max_clips", type=int, help="Only the first clips of each split, for a trial.")
+    parser.add_argument("--batch_size", type=int, default=1, help="Clips per batch; more can be faster on a GPU.")
+    parser.add_argument("--max_clips", type=int, help="Use only the first clips of each split, for a trial run.")
     parser.add_argument("--retry_failed", action="store_true", help="Make shards with unreadable clips again.")
     parser.add_argument("--update", action="store_true", help="Make shards whose clips or labels changed again.")
-    parser.add_argument("--verify", action="store_true", help="Read all shards, make damaged ones again.")
-    parser.add_argument("--resume", action="store_true", help="As in the other stages; here it is always so.")
+    parser.add_argument("--verify", action="store_true", help="Read all shards and make damaged ones again.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Accepted as in the other stages; this stage always resumes."
+    )
     add_run_arguments(parser)
     parser.set_defaults(num_workers=2)
     args = parse_arguments(parser, argv)
@@ -94,7 +101,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class Progress:
-    """Clips done by this process, their rate, the time left, and how long the encoder waited for decoded clips."""
+    """Progress of this process: clips, rate, time left, and how long the encoder waited for decoded clips."""
 
     def __init__(self, total: int, is_shown: bool):
         self.total, self.done, self.waited = total, 0, 0.0
@@ -106,7 +113,7 @@ class Progress:
         return time.perf_counter() - self.started
 
     def wait(self, clips: Iterator[dict]) -> dict:
-        """Take the next clip; the time until it comes counts as waiting."""
+        """Return the next clip, and count the time until it is available as waiting."""
         started = time.perf_counter()
         clip = next(clips)
         self.waited += time.perf_counter() - started
@@ -121,28 +128,27 @@ class Progress:
 
     def __str__(self) -> str:
         left = timedelta(seconds=round((self.total - self.done) * self.seconds / max(1, self.done)))
-        rate, share = self.done / self.seconds, self.waited / self.seconds
-        return f"{self.done} of {self.total} clips, {rate:.2f} clips/s, {left} left, waited {share:.0%} for decoding"
+        rate, waited = self.done / self.seconds, self.waited / self.seconds
+        return f"{self.done} of {self.total} clips, {rate:.2f} clips/s, {left} left, waited {waited:.0%} for decoding"
 
 
-def build_encoder(args: argparse.Namespace):
-    """A localizer that holds the towers, its processor, and what the manifest says about the model."""
+def build_encoder(args: argparse.Namespace, data):
+    """Build a localizer with the towers, its processor, and the description of the model for the manifest."""
     encoder = load_encoder(args.model)
-    config = audioclip_config(encoder)
-    categories = read_source(args.data_dir).categories
-    overrides = {"visual_feature_type": args.visual_feature_type}
-    localizer = build_localizer(encoder, labels_with_background(categories), overrides)
-    extractor = load_feature_extractor(args.model, config)
+    features = next(iter(data.values())).features
+    overrides = {"visual_feature_type": args.visual_feature_type, "problem_type": problem_type_of(features)}
+    localizer = build_localizer(encoder, class_names_of(features), overrides)
     grid = (args.num_frames_per_segment, args.segment_seconds)
-    processor = build_processor(config, extractor, *grid, localizer.config)
-    revision = extract_commit_hash(cached_file(args.model, CONFIG_NAME), None)  # None for an ordinary folder
-    model = {"name": args.model, "revision": revision, "config": localizer.config.audioclip_config.to_dict()}
+    processor = load_processor(args.model, encoder, *grid, localizer.config)
+    config_file = cached_file(resolve_checkpoint(args.model), CONFIG_NAME)
+    revision = extract_commit_hash(config_file, None)  # None for an ordinary folder
+    model = {"name": args.model, "revision": revision, "config": localizer.config.encoder_config.to_dict()}
     return localizer.eval().optimize_for_inference(), processor, model
 
 
 def describe_settings(args: argparse.Namespace, localizer, processor, mixed_precision: str) -> dict:
-    """What makes the features: whatever changes here makes another store."""
-    pictures, sound = processor.video_processor.to_dict(), processor.feature_extractor.to_dict()
+    """Return the settings that determine the features; stores with other settings are not mixed."""
+    frames, audio = processor.video_processor.to_dict(), processor.feature_extractor.to_dict()
     return {
         "encoder_fingerprint": towers_fingerprint(localizer),
         "visual_feature_type": args.visual_feature_type,
@@ -152,14 +158,31 @@ def describe_settings(args: argparse.Namespace, localizer, processor, mixed_prec
         "segment_seconds": args.segment_seconds,
         "dtype": args.dtype,
         "mixed_precision": mixed_precision,
-        "pictures": {name: pictures.get(name) for name in PICTURE_SETTINGS},
-        "sound": {name: sound[name] for name in ("sampling_rate", "amplitude")},
+        "pictures": {name: frames.get(name) for name in FRAME_SETTINGS},
+        "sound": {
+            **{name: audio[name] for name in ("sampling_rate", "amplitude") if name in audio},
+            **describe_encoder(localizer, processor),
+        },
+        "problem_type": localizer.config.problem_type,
         "id2label": {str(index): label for index, label in localizer.config.id2label.items()},
     }
 
 
+def describe_encoder(localizer, processor) -> dict:
+    """Return what identifies a composite encoder in addition to its weights, and how much audio it gets."""
+    if not localizer.config.is_composite:
+        return {}
+    config = localizer.config.encoder_config
+    names = ("vision_id", "vision_revision", "audio_id", "audio_revision")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "window_seconds": processor.window_seconds,
+        "options": processor.audio_options,
+    }
+
+
 def describe_tools(processor) -> dict:
-    """What decoded and resized; kept in the manifest."""
+    """Return versions and methods of decoding and resizing for the manifest."""
     import av
 
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
@@ -168,67 +191,87 @@ def describe_tools(processor) -> dict:
     return {"ave_clip": ave_clip.__version__, "torch": torch.__version__, "decoder": decoder}
 
 
-def open_splits(args: argparse.Namespace, settings: dict, processor) -> dict[str, tuple[FeatureWriter, ClipReader]]:
-    """The writer of each split, and the reader of its clips: frames stay whole numbers until they are encoded."""
-    data, splits = load_ave(args.data_dir, on_missing=args.on_missing), {}
-    lacking = [split for split in args.splits or () if split not in data]
-    if lacking:
-        raise ValueError(f"{args.data_dir} has the splits {sorted(data)}, but --splits asks for {lacking}, too.")
+def open_splits(args: argparse.Namespace, data, settings: dict, processor) -> dict:
+    """Return the writer and the clip reader of each split; frames stay integers until they are encoded."""
+    splits = {}
+    missing = [split for split in args.splits or () if split not in data]
+    if missing:
+        raise ValueError(f"{args.data} has the splits {sorted(data)}, but not {missing} of --splits.")
     for split in args.splits or (split for split in SPLITS if split in data):
         examples = data[split].select(range(min(len(data[split]), args.max_clips or len(data[split]))))
+        reader = ClipReader(examples, processor, do_rescale=False, do_normalize=False)
         clips = {example["row"]: clips_fingerprint([example]) for example in examples}
+        lengths = dict(zip(clips, reader.lengths))
         folder = Path(args.output_dir) / split
-        writer = FeatureWriter(folder, settings, clips, args.rows_per_shard, describe_tools(processor))
-        splits[split] = writer, ClipReader(examples, processor, do_rescale=False, do_normalize=False)
+        writer = FeatureWriter(folder, settings, clips, args.rows_per_shard, describe_tools(processor), lengths)
+        splits[split] = writer, reader
     return splits
 
 
 def plan_shards(args: argparse.Namespace, accelerator: Accelerator, splits: dict) -> list[tuple[str, int]]:
-    """The shards to be made, by split and number; decided by the main process before any is written."""
-    plan: list = [None]
+    """Return split and number of the shards to make, which the main process decides before any is written."""
+    plan: list[tuple[str, int]] = []
     if accelerator.is_main_process:
-        plan = [[]]
         for split, (writer, _) in splits.items():
             numbers = writer.plan(args.retry_failed, args.update, args.verify)
             logger.info("%s: %d of %d shards to make", split, len(numbers), len(writer.shards))
-            plan[0] += [(split, number) for number in numbers]
+            plan += [(split, number) for number in numbers]
         for split, (writer, _) in splits.items():
             writer.remove_leftovers()
-            if any(split == planned for planned, _ in plan[0]):
+            if any(split == planned for planned, _ in plan):
                 writer.withdraw_manifest()
-    return broadcast_object_list(plan)[0]
+    return broadcast_object_list([plan])[0]
 
 
 def build_dataloader(args: argparse.Namespace, splits: dict, shards: Sequence[tuple[str, int]], pin: bool):
-    """The clips of these shards one after the other, so that decoding never pauses between shards."""
+    """Build one loader for the clips of all these shards, so that decoding does not pause between shards.
+
+    Long videos are not among them: they are decoded block by block while they are encoded.
+    """
     places = {split: {row: place for place, row in enumerate(writer.clips)} for split, (writer, _) in splits.items()}
     parts = []
     for split, number in shards:
         writer, reader = splits[split]
-        parts.append(Subset(reader, [places[split][row] for row in writer.shards[number]]))
+        rows = [] if writer.is_long(number) else writer.shards[number]
+        parts.append(Subset(reader, [places[split][row] for row in rows]))
     return DataLoader(ConcatDataset(parts), batch_size=None, num_workers=args.num_workers, pin_memory=pin)
 
 
 @torch.no_grad()
-def encode_clips(args: argparse.Namespace, accelerator: Accelerator, localizer, processor, clips: list[dict]):
-    """Encode readable clips together; each one's features in the dtype they are kept in."""
+def encode_batch(args: argparse.Namespace, accelerator: Accelerator, localizer, processor, clips: list[dict]):
+    """Encode readable clips as one batch; returns image and audio features in the dtype on disk."""
     batch = collate_clips(clips)
     names = ("pixel_values", "input_values", "frame_mask", "segment_mask")
     pixel_values, *others = (batch[name].to(accelerator.device, non_blocking=True) for name in names)
     with accelerator.autocast():
         features = localizer.encode(pixel_values, *others, prepare_pixels=processor.video_processor.normalize_pixels)
-    kept = [keep(tensor, args.dtype, batch["rows"].tolist()) for tensor in features]
+    return [keep(tensor, args.dtype, batch["rows"].tolist()) for tensor in features]
+
+
+def encode_clips(args: argparse.Namespace, accelerator: Accelerator, localizer, processor, reader, clips: list[dict]):
+    """Encode readable clips as one batch; yields each as a row of the feature store."""
+    kept = encode_batch(args, accelerator, localizer, processor, clips)
     for clip, image_features, audio_features in zip(clips, *kept):
-        length = len(clip["labels"])
+        length, known = len(clip["labels"]), reader.truth[int(clip["row"])]
         features = {"image_features": image_features[:length], "audio_features": audio_features[:length]}
-        yield {"row": clip["row"], "labels": clip["labels"], **features}
+        yield {"row": clip["row"], "labels": clip["labels"], **known, **features}
+
+
+def encode_long(args: argparse.Namespace, accelerator: Accelerator, localizer, processor, reader, place: int):
+    """Decode and encode a long video block by block; yields the features of each block, and then forgets it."""
+    row = torch.tensor(reader.examples[place]["row"])
+    # A thread decodes the next block while this one is encoded.
+    for block in ahead(reader.blocks(place, BLOCK_SEGMENTS)):
+        clip = {"row": row, "labels": torch.zeros(len(block["frame_mask"]), dtype=torch.long), **block}
+        image_features, audio_features = encode_batch(args, accelerator, localizer, processor, [clip])
+        yield {"image_features": image_features[0], "audio_features": audio_features[0]}
 
 
 def keep(features: torch.Tensor, dtype: str, rows: Sequence[int]) -> torch.Tensor:
-    """Bring features to the dtype on disk.
+    """Convert features to the dtype on disk.
 
     Raises:
-        FeatureStoreError: where one is not finite, or too large for that dtype.
+        FeatureStoreError: if a value is not finite, or too large for that dtype.
     """
     kept = features.to("cpu", DTYPES[dtype])
     bad = ~kept.isfinite().flatten(1).all(dim=1)
@@ -236,9 +279,9 @@ def keep(features: torch.Tensor, dtype: str, rows: Sequence[int]) -> torch.Tenso
         index = int(bad.nonzero()[0])
         largest = features[index].abs().max().item()
         raise FeatureStoreError(
-            f"Row {rows[index]} has features up to {largest:g}, but {dtype} holds finite values up to "
+            f"Row {rows[index]} has features up to {largest:g}, but {dtype} has finite values up to "
             f"{torch.finfo(DTYPES[dtype]).max:g}. Extract with --dtype float32 to another folder; if the value is nan "
-            "or inf, the encoder itself is at fault (try --mixed_precision no)."
+            "or inf, the encoder itself failed (try --mixed_precision no)."
         )
     return kept
 
@@ -251,30 +294,45 @@ def make_shards(args, accelerator: Accelerator, localizer, processor, splits: di
         return progress
     clips = iter(build_dataloader(args, splits, shards, accelerator.device.type == "cuda"))
     for split, number in shards:
-        writer = splits[split][0]
+        writer, reader = splits[split]
         rows, encoded, failed = writer.shards[number], [], {}
+        if writer.is_long(number):
+            make_long_shard(args, accelerator, localizer, processor, writer, reader, number)
+            progress.advance(1)
+            continue
         for start in range(0, len(rows), args.batch_size):
             batch = [progress.wait(clips) for _ in rows[start : start + args.batch_size]]
             failed |= {int(clip["row"]): clip["error"] for clip in batch if "error" in clip}
             readable = [clip for clip in batch if "error" not in clip]
             if readable:
-                encoded += encode_clips(args, accelerator, localizer, processor, readable)
+                encoded += encode_clips(args, accelerator, localizer, processor, reader, readable)
             progress.advance(len(batch))
         writer.write(number, encoded, failed)
     progress.bar.close()
     return progress
 
 
+def make_long_shard(args, accelerator: Accelerator, localizer, processor, writer, reader, number: int) -> None:
+    """Decode, encode and write the shard of one long video, or the reason why it cannot be read."""
+    (row,) = writer.shards[number]
+    place = list(writer.clips).index(row)
+    example = reader.examples[place]
+    clip = {"row": row, "labels": torch.tensor(example["labels"]), **reader.truth[row]}
+    try:
+        writer.write_long(number, clip, encode_long(args, accelerator, localizer, processor, reader, place))
+    except VideoReadError as error:
+        writer.write(number, [], {row: f"{example['video'].get('path')}: {error}"})
+
+
 def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shards: list, facts: list[dict]) -> dict:
-    """Write manifests and `results.json`, list what failed; returns the summary of each split."""
-    summary, all_rows = {}, read_source(args.data_dir).splits
+    """Write manifests and `results.json`, and list failed clips; returns the summary of each split."""
+    summary = {}
     for split, (writer, _) in splits.items():
         manifest = writer.finish(split, model)
         made = sum(split == planned for planned, _ in shards)
         clips = sum(len(shard["rows"]) for shard in manifest["shards"])
-        missing = (
-            [] if args.max_clips else sorted(set(all_rows[split]) - set(writer.clips))
-        )  # left out by --on_missing
+        # Left out by --on_missing.
+        missing = [] if args.max_clips else left_out_rows(splits[split][1].examples).get(split, [])
         summary[split] = {"clips": clips, "failed": manifest["failed"], "missing": missing}
         summary[split] |= {"shards": len(writer.shards), "made": made}
     seconds, clips = max(fact["seconds"] for fact in facts), sum(fact["clips"] for fact in facts)
@@ -294,18 +352,19 @@ def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shar
         if facts["missing"]:
             logger.warning("%s: rows %s have no video", split, facts["missing"])
     if num_failed:
-        logger.warning("%d clips lack features. Repair them and run again with --retry_failed.", num_failed)
+        logger.warning("%d clips have no features. Repair them and run again with --retry_failed.", num_failed)
     return summary
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_logging()
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     with accelerator.main_process_first():
-        localizer, processor, model = build_encoder(args)
+        data = open_videos(args.data, **video_options(args))
+        localizer, processor, model = build_encoder(args, data)
         settings = describe_settings(args, localizer, processor, accelerator.mixed_precision)
-        splits = open_splits(args, settings, processor)
+        splits = open_splits(args, data, settings, processor)
     localizer.to(accelerator.device)
     shards = plan_shards(args, accelerator, splits)
     with logging_redirect_tqdm():
@@ -313,11 +372,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         progress = make_shards(args, accelerator, localizer, processor, splits, own)
     fact = {"clips": progress.done, "seconds": progress.seconds, "waited": progress.waited}
     facts = gather_object([fact])
-    summary = [None]
+    summary = None
     if accelerator.is_main_process:
-        summary = [finish(args, argv, accelerator, splits, model, shards, facts)]
-    return broadcast_object_list(summary)[0]
+        summary = finish(args, argv, accelerator, splits, model, shards, facts)
+    return broadcast_object_list([summary])[0]
 
 
 if __name__ == "__main__":
-    sys.exit(any(facts["failed"] or facts["missing"] for facts in main().values()))
+    with program():
+        sys.exit(any(facts["failed"] or facts["missing"] for facts in main().values()))

@@ -1,19 +1,19 @@
-"""Stage 1: fine-tune AudioCLIP's image and audio towers so that a sound and a picture of one event come together.
+"""Stage 1: fine-tune AudioCLIP's image and audio towers with contrastive learning on event segments.
 
-What it learns: InfoNCE of eq. 1, both ways, between one frame and one second of sound of the same event segment of the
-training split. Segments of one class (or video) do not count as each other's negatives; background segments of the
-same videos may join as further negatives.
-What it reads: AudioCLIP (a checkpoint, or a .json configuration to start from random weights) and videos in AVE's
-layout. Every clip is decoded once, into `--cache_dir`.
-What it writes: the best AudioCLIP by retrieval on the validation split, its feature extractor, a model card, curves
-(`metrics.jsonl`) and `results.json`. A run that was killed goes on with `--resume`.
+What it learns: symmetric InfoNCE (eq. 1) between one frame and one second of audio of the same event segment of the
+training split. Segments of the same class (or video) are not used as negatives of each other; background segments of
+the same videos can be added as negatives.
+What it reads: AudioCLIP (a checkpoint, or a .json configuration to start from random weights) and labelled videos
+of any kind that `ave_clip.data.open_dataset` reads. Each clip is decoded once, into `--cache_dir`.
+What it writes: the best AudioCLIP by retrieval on the validation split, its feature extractor, a model card, training
+curves (`metrics.jsonl`) and `results.json`. A run that was killed resumes with `--resume`.
 
-    accelerate launch examples/finetune_audioclip.py --model AudioCLIP --data_dir AVE_Dataset --output_dir stage1
+    accelerate launch examples/finetune_audioclip.py --model AudioCLIP --data AVE_Dataset --output_dir stage1
     accelerate launch examples/finetune_audioclip.py --config examples/configs/tiny/stage1.yaml ...   # from scratch
-    torchrun --nproc_per_node 2 examples/finetune_audioclip.py --cpu ...   # the same run over two processes
+    torchrun --nproc_per_node 2 examples/finetune_audioclip.py --cpu ...   # the same run on two processes
 
-`--batch_size` counts all processes together, and so do the negatives: the curves do not depend on the number of
-processes. Where a batch does not fit, `--chunk_size` computes the same gradient with the memory of a chunk.
+`--batch_size` and the negatives include all processes, so the curves do not depend on the number of processes. If a
+batch does not fit into memory, `--chunk_size` computes the same gradient with the memory of a chunk.
 AudioCLIP's own recipe: --train audio --optimizer sgd --learning_rate 5e-5 --weight_decay 5e-4 --schedule exponential.
 """
 
@@ -34,19 +34,23 @@ from accelerate.logging import get_logger
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
 from torch.utils.data import DataLoader
+from transformers import get_cosine_schedule_with_warmup
 
-from ave_clip.categories import AVE_CATEGORIES
-from ave_clip.data import load_ave
-from ave_clip.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
+from ave_clip.checkpoints.cards import write_audioclip_card
+from ave_clip.checkpoints.push import add_hub_arguments, create_repository, push_folder
+from ave_clip.core.categories import AVE_CATEGORIES
+from ave_clip.core.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
+from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
-    add_missing_argument,
+    add_data_argument,
     add_run_arguments,
+    add_video_arguments,
     build_accelerator,
     describe_run,
     parse_arguments,
+    video_options,
     write_json,
 )
-from ave_clip.training.cards import write_audioclip_card
 from ave_clip.training.checkpoints import (
     build_processor,
     load_audioclip,
@@ -55,13 +59,13 @@ from ave_clip.training.checkpoints import (
     towers_fingerprint,
 )
 from ave_clip.training.clips import build_clip_cache
+from ave_clip.training.features import SplitError
 from ave_clip.training.gradients import (
     UnscaledSpectrogram,
     backward_in_chunks,
     use_shared_batch_norm,
     use_unscaled_spectrogram,
 )
-from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
 from ave_clip.training.losses import (
     FALSE_NEGATIVE_MASKS,
     audio_image_contrastive_loss,
@@ -72,11 +76,12 @@ from ave_clip.training.metrics import retrieval_metrics
 from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds, collate_pairs
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
+from ave_clip.training.splits import open_videos
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("finetune_audioclip")
 
-# Names of the parameters that `--train` trains; the temperature has its own option. The text tower takes no part.
+# Names of the parameters that `--train` selects; the temperature has its own option. The text tower is not trained.
 TRAINED = {
     "both": r"(vision|audio)_model\.",
     "image": r"vision_model\.",
@@ -89,7 +94,7 @@ SELECTION = {"pair": r"(audio_to_image|image_to_audio)_r\d+", "class": r".*_clas
 
 @dataclass
 class Run:
-    """What the loops work with."""
+    """The objects of a training run, as Accelerate prepared them."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -113,12 +118,13 @@ class Run:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="AudioCLIP: folder, Hub id, or .json configuration.")
-    parser.add_argument("--data_dir", required=True, help="Videos in AVE's layout.")
-    add_missing_argument(parser)
-    parser.add_argument("--output_dir", required=True, help="Where the best model goes.")
-    parser.add_argument("--cache_dir", help="Where decoded clips are kept; OUTPUT_DIR/cache by default.")
-    parser.add_argument("--num_frames_per_segment", type=int, default=4, help="Frames of each segment to draw from.")
-    parser.add_argument("--segment_seconds", type=float, default=1.0, help="1, as the labels are of seconds.")
+    add_data_argument(parser, required=True)
+    add_video_arguments(parser)
+    parser.add_argument("--output_dir", required=True, help="Folder of the best model.")
+    parser.add_argument("--cache_dir", help="Folder of the decoded clips. Default: OUTPUT_DIR/cache.")
+    parser.add_argument(
+        "--num_frames_per_segment", type=int, default=4, help="Frames per segment, of which one is chosen."
+    )
     add_loss_arguments(parser)
     add_training_arguments(parser)
     add_augmentation_arguments(parser)
@@ -132,55 +138,80 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss")
     group.add_argument(
-        "--false_negative_mask", choices=FALSE_NEGATIVE_MASKS, default="class", help="What is no negative of its like."
+        "--false_negative_mask",
+        choices=FALSE_NEGATIVE_MASKS,
+        default="class",
+        help="Pairs that are not used as negatives: same class, same video, or none.",
     )
     group.add_argument(
-        "--background_negatives", action="store_true", help="Each pair brings a background segment of its video."
+        "--background_negatives",
+        action="store_true",
+        help="Add a background segment of its video to each pair as a negative.",
     )
-    group.add_argument("--temperature", choices=("learned", "frozen"), default="learned", help="1/100 to 1 anyway.")
+    group.add_argument("--temperature", choices=("learned", "frozen"), default="learned", help="Kept in [1/100, 1].")
     group.add_argument(
         "--select_by",
         choices=SELECTION,
         default="pair",
-        help="Best epoch: by R@1 and R@5 of pairs, or R@1 of classes.",
+        help="Measure of the best epoch: R@1 and R@5 of pairs, or R@1 of classes.",
     )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--train", choices=TRAINED, default="both", help="Which parts learn.")
+    group.add_argument("--train", choices=TRAINED, default="both", help="Parts of the model to train.")
     group.add_argument(
         "--train_spectrogram",
         action=argparse.BooleanOptionalAction,
-        help="The fbsp parameters, too; by default unless they are untrained (order 0: their gradients are noise).",
+        help="Also train the fbsp parameters. Default: unless they are untrained (order 0: noisy gradients).",
     )
-    group.add_argument("--batch_norm", choices=("eval", "train"), default="eval", help="'train' when from scratch.")
+    group.add_argument(
+        "--batch_norm", choices=("eval", "train"), default="eval", help="Pass 'train' to train from scratch."
+    )
     group.add_argument("--num_epochs", type=int, default=20)
     group.add_argument(
-        "--batch_size", type=int, default=64, help="Pairs over all processes; a last smaller batch is left out."
+        "--batch_size",
+        type=int,
+        default=64,
+        help="Pairs per step, over all processes; a smaller last batch is left out.",
     )
-    group.add_argument("--chunk_size", type=int, help="Segments a process holds in memory at a time: same gradient.")
-    group.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="sgd: Nesterov, momentum 0.9.")
+    group.add_argument(
+        "--chunk_size", type=int, help="Segments per forward pass of a process; does not change the gradient."
+    )
+    group.add_argument(
+        "--optimizer", choices=("adamw", "sgd"), default="adamw", help="sgd uses Nesterov momentum of 0.9."
+    )
     group.add_argument("--learning_rate", type=float, default=1e-5)
-    group.add_argument("--weight_decay", type=float, default=1e-4, help="Of weights with two dimensions or more.")
-    group.add_argument("--schedule", choices=("cosine", "exponential"), default="cosine", help="After the warm-up.")
-    group.add_argument("--gamma", type=float, default=0.96, help="Of the exponential schedule, per epoch.")
-    group.add_argument("--warmup_share", type=float, default=0.05, help="Share of all steps with a rising rate.")
+    group.add_argument(
+        "--weight_decay", type=float, default=1e-4, help="Applied to weights with at least two dimensions."
+    )
+    group.add_argument(
+        "--schedule", choices=("cosine", "exponential"), default="cosine", help="Learning rate after the warm-up."
+    )
+    group.add_argument("--gamma", type=float, default=0.96, help="Factor of the exponential schedule per epoch.")
+    group.add_argument("--warmup_share", type=float, default=0.05, help="Fraction of all steps used for the warm-up.")
     group.add_argument("--max_grad_norm", type=float, default=1.0)
-    group.add_argument("--patience", type=int, default=5, help="Stop after so many epochs without improvement.")
-    group.add_argument("--max_steps", type=int, help="Of each epoch, for a trial.")
+    group.add_argument("--patience", type=int, default=5, help="Stop after this many epochs without improvement.")
+    group.add_argument("--max_steps", type=int, help="Limit the steps per epoch, for a trial run.")
 
 
 def add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--max_shift", type=float, default=0.0, help="Shift of the sound within its event, segments.")
-    group.add_argument("--shift_pixels", type=int, default=0, help="Largest shift of a picture.")
-    group.add_argument("--picture_gain", type=float, default=0.0, help="Contrast, brightness, colours.")
-    group.add_argument("--sound_gain_db", type=float, default=0.0, help="Largest change of loudness.")
+    group.add_argument(
+        "--max_shift", type=float, default=0.0, help="Largest shift of the audio within its event, in segments."
+    )
+    group.add_argument("--shift_pixels", type=int, default=0, help="Largest shift of a frame, in pixels.")
+    group.add_argument(
+        "--picture_gain",
+        type=float,
+        default=0.0,
+        help="Largest relative change of contrast (brightness and colours change less).",
+    )
+    group.add_argument("--sound_gain_db", type=float, default=0.0, help="Largest change of loudness, in decibels.")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before anything is loaded."""
+    """Check combinations and ranges of arguments before anything is loaded."""
     if args.chunk_size is not None and args.batch_norm == "train":
         raise ValueError(
             f"Got --chunk_size {args.chunk_size} with --batch_norm train: embeddings would depend on their chunk, and "
@@ -203,7 +234,13 @@ def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelera
     for split in ("train", "validation"):
         is_train = split == "train"
         with accelerator.main_process_first():
-            examples = load_ave(args.data_dir, split=split, on_missing=args.on_missing)
+            splits = open_videos(args.data, **video_options(args))
+            if split not in splits:
+                raise SplitError(
+                    f"{args.data} has no {split} split, only {list(splits)}. Of data without splits, "
+                    "--split_fractions 0.8 0.1 0.1 makes them."
+                )
+            examples = splits[split]
             data["categories"] = examples.features["category"].names
             examples, leaking = leave_out_leaks(examples) if is_train else (examples, [])
             cache = build_clip_cache(folder, examples, processor, args.num_workers)
@@ -222,7 +259,7 @@ def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelera
 
 
 def leave_out_leaks(examples) -> tuple[Any, list[int]]:
-    """Leave out the training rows whose video also stands in another split; returns the rest and their numbers."""
+    """Leave out the training rows whose video is also in another split; returns the rest and the row numbers."""
     leaks = examples["leaks_into"]
     leaking = [row for row, others in zip(examples["row"], leaks) if others]
     if leaking:
@@ -231,7 +268,7 @@ def leave_out_leaks(examples) -> tuple[Any, list[int]]:
 
 
 def build_dataloader(args, pairs: SegmentPairs, accelerator: Accelerator, is_train: bool) -> DataLoader:
-    """Not for `accelerator.prepare`: the sampler divides the batches already, equally for any number of processes."""
+    """Build a loader; do not pass it to `accelerator.prepare`, since its sampler divides the batches already."""
     num_processes = accelerator.num_processes
     batch_size = args.batch_size
     if not is_train and args.chunk_size:
@@ -249,7 +286,7 @@ def build_dataloader(args, pairs: SegmentPairs, accelerator: Accelerator, is_tra
 
 
 def freeze(args: argparse.Namespace, model: torch.nn.Module) -> None:
-    """Leave only the parameters trainable that `--train`, `--train_spectrogram` and `--temperature` name."""
+    """Freeze all parameters except those that `--train`, `--train_spectrogram` and `--temperature` select."""
     for name, parameter in model.named_parameters():
         if name == TEMPERATURE:
             is_trained = args.temperature == "learned"
@@ -259,7 +296,7 @@ def freeze(args: argparse.Namespace, model: torch.nn.Module) -> None:
 
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_epoch: int):
-    """Optimizer and schedule; vectors and scalars (biases, norms, fbsp parameters, temperature) do not decay."""
+    """Build optimizer and schedule; vectors and scalars (biases, norms, fbsp, temperature) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": args.weight_decay},
@@ -271,20 +308,18 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
     steps_per_epoch = min(steps_per_epoch, args.max_steps or steps_per_epoch)
     num_steps = args.num_epochs * steps_per_epoch
-    warmup = max(1, round(args.warmup_share * num_steps))
+    warmup = round(args.warmup_share * num_steps)
+    if args.schedule == "cosine":
+        return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
 
-    def share_of_learning_rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if args.schedule == "exponential":
-            return args.gamma ** (step // steps_per_epoch)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+    def exponential(step: int) -> float:
+        return step / warmup if step < warmup else args.gamma ** (step // steps_per_epoch)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_learning_rate)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, exponential)
 
 
 def set_training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Switch to training, but keep the statistics of BatchNorm where a pretrained model has them, or it is frozen."""
+    """Switch to training mode, but keep the batch norm statistics of pretrained or frozen layers."""
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -292,7 +327,7 @@ def set_training_mode(model: torch.nn.Module, batch_norm: str) -> None:
 
 
 def train_epoch(run: Run, progress: dict[str, Any]) -> float:
-    """One pass over all event segments, from where `progress` stands; returns the mean loss."""
+    """Train for one epoch, from the batch in `progress` on; returns the mean loss."""
     args, accelerator, loader = run.args, run.accelerator, run.loaders["train"]
     set_training_mode(run.model, args.batch_norm)
     loader.dataset.set_epoch(progress["epoch"])
@@ -318,7 +353,7 @@ def train_epoch(run: Run, progress: dict[str, Any]) -> float:
 
 
 def backward(run: Run, batch: dict[str, Any], step: int) -> torch.Tensor:
-    """Compute the loss over the segments of all processes, and its gradients; returns the loss."""
+    """Compute the loss of the segments of all processes and its gradients; returns the loss."""
     num_pairs = batch["num_pairs"]
     class_ids, video_ids = (gather_segments(batch[name], num_pairs) for name in ("class_ids", "video_ids"))
     options = {"mask": run.args.false_negative_mask, "num_pairs": len(gather_with_gradient(batch["rows"][:num_pairs]))}
@@ -326,7 +361,7 @@ def backward(run: Run, batch: dict[str, Any], step: int) -> torch.Tensor:
     def loss_function(audio: torch.Tensor, image: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
         embeds = [gather_segments(tensor, num_pairs) for tensor in (audio, image)]
         loss = audio_image_contrastive_loss(*embeds, logit_scale, class_ids, video_ids, **options)
-        check_finite(run, batch, step, loss=loss)
+        check_finite(run, batch, step, "loss", loss)
         return loss
 
     encode_part = partial(encode, run, batch, True)
@@ -340,7 +375,7 @@ def backward(run: Run, batch: dict[str, Any], step: int) -> torch.Tensor:
 
 
 def encode(run: Run, batch: dict[str, Any], is_augmented: bool, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed the sounds and pictures of a part of a batch."""
+    """Embed the audio and frames of a part of a batch."""
     args, frames, sounds = run.args, batch["frames"][part], batch["input_values"][part]
     if is_augmented:
         draws = batch["draws"][part]
@@ -352,43 +387,42 @@ def encode(run: Run, batch: dict[str, Any], is_augmented: bool, part: slice) -> 
 
 
 def clip_gradients(run: Run, batch: dict[str, Any], step: int) -> None:
-    """Bound the norm of all gradients but the spectrogram's, which AudioCLIP scales to a size of their own."""
+    """Clip the norm of all gradients except the spectrogram's, which AudioCLIP scales in its own way."""
     named = run.model.named_parameters()
     clipped = [parameter for name, parameter in named if parameter.requires_grad and ".fbsp." not in name]
     norm = run.accelerator.clip_grad_norm_(clipped, run.args.max_grad_norm)
-    if run.accelerator.scaler is None:  # with fp16 the scaler skips such a step, and goes on with a smaller factor
+    if run.accelerator.scaler is None:  # with fp16 the scaler skips such a step and reduces its factor
         of_spectrogram = [p.grad.abs().max() for p in run.spectrogram.parameters() if p.grad is not None]
-        check_finite(run, batch, step, gradient=torch.stack([norm, *of_spectrogram]).max())
+        check_finite(run, batch, step, "gradient", torch.stack([norm, *of_spectrogram]).max())
     run.spectrogram.scale_gradients()
 
 
-def check_finite(run: Run, batch: dict[str, Any], step: int, **value: torch.Tensor) -> None:
-    """Stop before a NaN or infinite loss or gradient gets into the weights."""
-    [(name, number)] = value.items()
-    if torch.isfinite(number):
+def check_finite(run: Run, batch: dict[str, Any], step: int, name: str, value: torch.Tensor) -> None:
+    """Stop before a NaN or infinite loss or gradient reaches the weights."""
+    if torch.isfinite(value):
         return
     rows = sorted(set(gather_with_gradient(batch["rows"]).tolist()))
     raise RuntimeError(
-        f"The {name} is {number.item()} at step {step + 1}, rows {rows} of Annotations.txt. The last state in "
-        f"{run.state.folder} and the best model so far in {run.output_dir} are kept. Look at those rows, or start "
-        f"anew with a --learning_rate below {run.args.learning_rate}."
+        f"The {name} is {value.item()} at step {step + 1}, rows {rows} of Annotations.txt. The last state in "
+        f"{run.state.folder} and the best model so far in {run.output_dir} are kept. Check those rows, or start "
+        f"from scratch with a --learning_rate below {run.args.learning_rate}."
     )
 
 
 def temperature(audioclip: torch.nn.Module) -> torch.Tensor:
-    """The factor of the similarities."""
+    """Return the factor of the similarities (1 / temperature)."""
     return audioclip.logit_scale_ai.exp()
 
 
 @torch.no_grad()
 def limit_temperature(audioclip: torch.nn.Module) -> None:
-    """Bound the parameter, not the factor computed from it: beyond the bound its gradient would be zero for good."""
+    """Clamp the parameter, not the factor computed from it, whose gradient would stay zero beyond the bound."""
     audioclip.logit_scale_ai.clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))
 
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """Retrieval between the sounds and pictures of different validation videos, and the loss over all of them."""
+    """Measure retrieval between the audio and frames of different validation videos, and the loss over all of them."""
     run.model.eval()
     gathered = []
     for batch in run.loaders["validation"]:
@@ -404,18 +438,18 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def selection_score(metrics: dict[str, float], select_by: str) -> float:
-    """What the best epoch is chosen by: how often partners (or the right class) are found, both ways."""
-    shares = [share for name, share in metrics.items() if re.fullmatch(SELECTION[select_by], name)]
-    return sum(shares) / len(shares)
+    """Return the measure of the best epoch: the mean recall of partners (or of the class) in both directions."""
+    recalls = [value for name, value in metrics.items() if re.fullmatch(SELECTION[select_by], name)]
+    return sum(recalls) / len(recalls)
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The record of the best epoch; where two are level, of that with the lower loss, then of the earlier."""
+    """Return the record of the best epoch; on ties the one with the lower loss, then the earlier one."""
     return max(history, key=lambda record: (record["score"], -record["validation_loss"]))
 
 
 def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
-    """All epochs that are left; returns what each gave."""
+    """Train for the remaining epochs; returns a record per epoch."""
     history, started = progress["history"], time.perf_counter()
     while progress["epoch"] < run.args.num_epochs:
         epoch = progress["epoch"]
@@ -435,13 +469,13 @@ def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]], data: dict) -> dict[str, float]:
-    """Write the results and the card beside the best model; returns the best epoch's record."""
+    """Write the results and the model card next to the best model; returns the record of the best epoch."""
     best = best_epoch(history)
     if run.accelerator.is_main_process:
         results = {"validation": best, "history": history, **data, **describe_run(run.args, argv)}
         write_json(run.output_dir / "results.json", results)
         is_ave = data["categories"] == list(AVE_CATEGORIES)
-        dataset_name = "AVE" if is_ave else Path(run.args.data_dir).resolve().name
+        dataset_name = "AVE" if is_ave else Path(run.args.data).resolve().name
         model_name = run.args.push_to_hub or run.output_dir.resolve().name
         write_audioclip_card(run.output_dir, results, model_name=model_name, dataset_name=dataset_name)
     run.state.finish(best)
@@ -449,7 +483,7 @@ def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]]
 
 
 def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, dict]:
-    """Model, data and optimizer, prepared for any number of processes, and the facts about the data."""
+    """Build model, data and optimizer for any number of processes; returns the run and facts about the data."""
     set_seed(args.seed)
     model = load_audioclip(args.model)
     feature_extractor = load_feature_extractor(args.model, model.config)
@@ -457,7 +491,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, 
     loaders, data = build_dataloaders(args, processor, accelerator)
     if args.train_spectrogram is None:
         args.train_spectrogram = bool(model.audio_model.fbsp.m.any())
-    settings = run_settings(args, without=("model", "data_dir", "cache_dir"))
+    settings = run_settings(args, without=("model", "data", "video_dir", "cache_dir"))
     settings |= {"towers": towers_fingerprint(model), "clips": data["clips"]}
     freeze(args, model)
     limit_temperature(model)
@@ -473,9 +507,9 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_logging()
     check_output(args)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it announces every file of every state
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs each file of each state
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)  # they are equal in all processes anyway
     accelerator = build_accelerator(args.cpu, args.mixed_precision, kwargs_handlers=[handler], **build_trackers(args))
     if args.push_to_hub and accelerator.is_main_process:
@@ -495,5 +529,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
-    PartialState().destroy_process_group()
+    with program():
+        main()
+        PartialState().destroy_process_group()

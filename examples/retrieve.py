@@ -1,8 +1,8 @@
-"""Search pictures and sounds by text, by a picture or by a sound, with AudioCLIP's joint space.
+"""Search images and audio by text, image or audio in AudioCLIP's joint embedding space.
 
-Reads a converted AudioCLIP (`ave-clip convert`) and any number of media files: pictures, sound files, videos
-(whose frames and sound track count as one picture and one sound). Prints, best first, the sounds and the pictures that
-are nearest to the query, by cosine.
+Reads a converted AudioCLIP (`ave-clip convert`) and any number of media files: images, audio files, videos (whose
+frames and audio track count as one picture and one sound). Prints the sounds and pictures with the highest cosine
+similarity to the query, best first.
 
     python examples/retrieve.py --model audioclip --query "church bell" media/*
     python examples/retrieve.py --model audioclip --query media/bell.wav media/*.jpg     # a sound finds pictures
@@ -19,7 +19,9 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ave_clip import AudioCLIPModel, AudioCLIPProcessor
-from ave_clip.video_io import read_video
+from ave_clip.core.text import printable
+from ave_clip.core.video_io import read_video
+from ave_clip.programs import program
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 MODALITIES = ("picture", "sound")
@@ -27,22 +29,22 @@ MODALITIES = ("picture", "sound")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("media", nargs="+", help="Pictures, sounds and videos to search.")
+    parser.add_argument("media", nargs="+", help="Images, audio files and videos to search.")
     parser.add_argument(
         "--model", required=True, help="Folder or Hub id of a converted AudioCLIP with its text tower."
     )
-    parser.add_argument("--query", required=True, help="A text, or the path of a picture, sound or video.")
-    parser.add_argument("--top_k", type=int, default=5, help="How many to print of each kind.")
+    parser.add_argument("--query", required=True, help="A text, or the path of an image, audio file or video.")
+    parser.add_argument("--top_k", type=int, default=5, help="Number of results per kind.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 
 @torch.no_grad()
 def embed_file(path: str, model: AudioCLIPModel, processor: AudioCLIPProcessor) -> dict[str, torch.Tensor]:
-    """Unit embeddings `(D,)` of a file: of its picture, its sound, or both.
+    """Return the unit embeddings `(D,)` of a file: of its image, its audio, or both.
 
     Raises:
-        ValueError: The file cannot be read as picture, sound or video.
+        ValueError: if the file cannot be read as image, audio or video.
     """
     pictures, waveform = read_media(path, processor.feature_extractor.sampling_rate)
     embeds = {}
@@ -57,7 +59,7 @@ def embed_file(path: str, model: AudioCLIPModel, processor: AudioCLIPProcessor) 
 
 
 def read_media(path: str, sampling_rate: int) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The pictures of a file (one a second of a video) and its sound, where it has them."""
+    """Return the images of a file (one per second of a video) and its audio, if it has them."""
     if Path(path).suffix.lower() in PICTURE_SUFFIXES:
         with Image.open(path) as image:
             return [np.array(image.convert("RGB"))], None
@@ -68,7 +70,7 @@ def read_media(path: str, sampling_rate: int) -> tuple[list[np.ndarray], np.ndar
 
 @torch.no_grad()
 def embed_query(query: str, model: AudioCLIPModel, processor: AudioCLIPProcessor) -> dict[str, torch.Tensor]:
-    """Unit embeddings of a text or of a file."""
+    """Return the unit embeddings of a text or of a file."""
     if Path(query).is_file():
         return embed_file(query, model, processor)
     inputs = processor(text=[query], return_tensors="pt").to(model.device)
@@ -76,7 +78,7 @@ def embed_query(query: str, model: AudioCLIPModel, processor: AudioCLIPProcessor
 
 
 def rank(query: torch.Tensor, names: list[str], embeds: list[torch.Tensor], top_k: int) -> list[tuple[str, float]]:
-    """Names and cosines of the nearest embeddings, best first."""
+    """Return names and cosine similarities of the nearest embeddings, best first."""
     if not embeds:
         return []
     cosines = torch.stack(embeds) @ query
@@ -92,16 +94,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[tuple[str, float]]
     results = {}
     for kind, query in embed_query(args.query, model, processor).items():
         for modality in MODALITIES:
-            if modality == kind:  # like finds like without AudioCLIP; across the senses is what it is for
+            if modality == kind:  # the joint space is for searching across modalities
                 continue
             names = [path for path, embeds in files.items() if modality in embeds]
             ranked = rank(query, names, [files[path][modality] for path in names], args.top_k)
             results[f"{kind} -> {modality}"] = ranked
             print(f"{kind} -> {modality}")
             for path, cosine in ranked:
-                print(f"  {cosine:7.4f}  {path}")
+                print(f"  {cosine:7.4f}  {printable(path)}")
     return results
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

@@ -1,14 +1,15 @@
-"""Reproduce the paper's Tables 2 to 7: train every row over several seeds, and show ours beside the paper's numbers.
+"""Reproduce the paper's Tables 2 to 7: train each row with several seeds and compare the results with the paper's.
 
-What it reads: videos in AVE's layout with `--model`, features of stage 2, or the peers' h5 files (`--data`); for Table
-2 also `--frozen_features` and `--h5_dir`. A row whose features are not given is shown as "not run". The rows are in
-`configs/table2.yaml` to `table7.yaml`, all other settings of the training in `--stage3_config`.
-What it writes: `tableN.json` and `ablations.md`. Each row is chosen on validation and measured on the test split.
+What it reads: videos in AVE's layout with `--model`, features of stage 2, or h5 files of previous work (`--data`); for
+Table 2 also `--frozen_features` and `--h5_dir`. A row without its features is shown as "not run". The rows are defined
+in `configs/table2.yaml` to `table7.yaml`, all other settings of the training in `--stage3_config`.
+What it writes: `tableN.json` and `ablations.md`. Each row is selected on the validation split and measured on the test
+split.
 
     python examples/run_ablations.py --table 4 5 --data features --model stage1 --seeds 3 --output_dir ablations
 
-Without `--data` it makes synthetic clips and their features, and trains on those. A run that was killed goes on where
-it was: finished rows are kept, and a network that stands in several tables is trained once.
+Without `--data` it makes synthetic clips and their features, and trains on those. A run that was killed resumes:
+finished rows are kept, and a network that is in several tables is trained once.
 """
 
 import argparse
@@ -18,12 +19,11 @@ import json
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ import extract_features
 import torch
 import train_localizer
 import yaml
-from ablation_tables import (
+from accelerate.utils import set_seed
+from maintenance.ablation_tables import (
     CONFIGS,
     TABLE_NUMBERS,
     Row,
@@ -41,13 +42,12 @@ from ablation_tables import (
     read_predictions,
     render_card,
 )
-from accelerate.utils import set_seed
 
-import ave_clip
 from ave_clip import AVEClipConfig
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.h5 import VISUAL_FILE
 from ave_clip.files import atomic_file, new_folder
+from ave_clip.programs import process_pool, program, start_logging
 from ave_clip.training.arguments import (
     add_run_arguments,
     describe_run,
@@ -64,37 +64,43 @@ logger = logging.getLogger("run_ablations")
 SYNTHETIC_SEED = 0
 SYNTHETIC_FRAMES = 4
 SETTINGS, RESULTS, PREDICTIONS = "settings.yaml", "results.json", "predictions.safetensors"
+# In the folder of a training as long as its weights are still to be deleted.
+DELETE_CHECKPOINT = "delete_checkpoint"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = [*map(str, TABLE_NUMBERS), "all"]
     parser.add_argument("--table", nargs="+", choices=choices, default=["all"], help="Numbers of the paper's tables.")
-    parser.add_argument("--data", "--features", help="Videos, features of stage 2, or h5 files; synthetic without it.")
-    parser.add_argument("--model", default=ave_clip.DEFAULT_CHECKPOINT, help="The encoder of --data.")
+    parser.add_argument(
+        "--data", "--features", help="Videos, features of stage 2, or h5 files. Default: synthetic clips."
+    )
+    parser.add_argument("--model", default="ave-clip-tiny", help="The encoder of --data.")
     parser.add_argument("--frozen_features", help="For Table 2: features of the encoder before stage 1.")
     parser.add_argument("--frozen_model", help="The encoder of --frozen_features.")
-    parser.add_argument("--h5_dir", help="For Table 2: the peers' VGG19 and VGGish features.")
+    parser.add_argument("--h5_dir", help="For Table 2: VGG19 and VGGish features of previous work.")
     parser.add_argument(
-        "--annotations_dir", help="With h5 files: annotations and splits; in the same folder if unset."
+        "--annotations_dir", help="With h5 files: folder of annotations and splits. Default: the same folder."
     )
-    parser.add_argument("--seeds", type=int, default=3, help="Trainings of each row, from --seed upwards.")
-    parser.add_argument("--stage3_config", help="YAML of train_localizer.py; configs/ave/stage3.yaml with --data.")
-    parser.add_argument("--processes", type=int, help="Trainings at once; one per GPU, or up to 4 on CPU, by default.")
-    parser.add_argument("--output_dir", default="ablations", help="Gets one folder per training.")
-    parser.add_argument("--results_dir", help="Gets tableN.json; OUTPUT_DIR by default.")
-    parser.add_argument("--card", help="Gets all tables of RESULTS_DIR; RESULTS_DIR/ablations.md by default.")
+    parser.add_argument("--seeds", type=int, default=3, help="Trainings per row, with seeds from --seed upwards.")
+    parser.add_argument(
+        "--stage3_config", help="YAML of train_localizer.py. Default with --data: configs/ave/stage3.yaml."
+    )
+    parser.add_argument("--processes", type=int, help="Parallel trainings. Default: one per GPU, or up to 4 on CPU.")
+    parser.add_argument("--output_dir", default="ablations", help="Folder with one subfolder per training.")
+    parser.add_argument("--results_dir", help="Folder of tableN.json. Default: OUTPUT_DIR.")
+    parser.add_argument("--card", help="File with all tables of RESULTS_DIR. Default: RESULTS_DIR/ablations.md.")
     parser.add_argument("--keep_checkpoints", action="store_true", help="Do not delete the trained weights.")
     parser.add_argument(
         "--num_synthetic", nargs=3, type=int, default=[400, 100, 300], metavar=("TRAIN", "VAL", "TEST")
     )
-    parser.add_argument("--synthetic_dir", help="Where synthetic clips are kept; the cache of the user by default.")
+    parser.add_argument("--synthetic_dir", help="Folder of the synthetic clips. Default: the user's cache.")
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
     if args.seeds < 1 or (args.processes is not None and args.processes < 1):
         parser.error(f"--seeds {args.seeds} and --processes {args.processes} must be at least 1")
     if bool(args.frozen_features) != bool(args.frozen_model):
-        parser.error("--frozen_features and --frozen_model, the encoder that made them, belong together")
+        parser.error("--frozen_features needs --frozen_model, the encoder that made them, and vice versa")
     args.table = list(TABLE_NUMBERS) if "all" in args.table else sorted({int(number) for number in args.table})
     return args
 
@@ -107,9 +113,9 @@ class Source:
     """Features that rows are trained on.
 
     Args:
-        arguments (`dict[str, str]`): Those of `train_localizer.py` that name them.
-        fingerprint (`str`): Hash of what is learned from.
-        description (`str`): For the card.
+        arguments (`dict[str, str]`): Arguments of `train_localizer.py` for them.
+        fingerprint (`str`): Hash of the features.
+        description (`str`): Description for the card.
     """
 
     arguments: dict[str, str]
@@ -118,7 +124,7 @@ class Source:
 
 
 def open_sources(args: argparse.Namespace, tables: Sequence[Table]) -> dict[str, Source | str]:
-    """The features that the tables ask for, by the name that rows use; a reason where they are not there."""
+    """Return the features that the tables need, by the name in the rows; or the reason why they are missing."""
     needed = {row.features for table in tables for row in table.rows if not row.not_run}
     sources: dict[str, Source | str] = {
         "frozen": "no --frozen_features were given",
@@ -136,7 +142,7 @@ def open_sources(args: argparse.Namespace, tables: Sequence[Table]) -> dict[str,
 
 
 def open_data(args: argparse.Namespace) -> Source:
-    """The features of `--data`, which are made first where it holds videos."""
+    """Return the features of `--data`; videos are encoded first."""
     folder = Path(args.data)
     if (folder / VISUAL_FILE).exists():
         return h5_source(args.data, args.annotations_dir)
@@ -148,7 +154,7 @@ def open_data(args: argparse.Namespace) -> Source:
 
 
 def feature_source(model: str | Path, folder: str | Path, description: str) -> Source:
-    """Features of stage 2; their three splits must be there, made by this encoder."""
+    """Return features of stage 2, which must have three splits made by this encoder."""
     encoder = towers_fingerprint(load_encoder(model))
     for split in extract_features.SPLITS:
         FeatureStore(Path(folder) / split).check_encoder(encoder)
@@ -156,17 +162,19 @@ def feature_source(model: str | Path, folder: str | Path, description: str) -> S
 
 
 def h5_source(folder: str, annotations_dir: str | None) -> Source:
-    """Peers' features; their three splits must be there."""
+    """Return h5 features of previous work, which must have three splits."""
     splits = H5Splits(folder, annotations_dir=annotations_dir)
     missing = [split for split in extract_features.SPLITS if splits.open(split) is None]
     if missing:
-        raise ValueError(f"{folder} has no {' and no '.join(missing)} split: rows are trained, chosen and measured.")
+        raise ValueError(
+            f"{folder} has no {' and no '.join(missing)} split: a row needs splits to train, select and measure."
+        )
     arguments = {"h5_dir": folder} | ({"annotations_dir": annotations_dir} if annotations_dir else {})
     return Source(arguments, splits.fingerprint, "h5 files of the peers")
 
 
 def extract(args: argparse.Namespace, model: str | Path, clips: Path, features: Path, *options: str) -> None:
-    """Run stage 2; it goes on where it was stopped."""
+    """Run stage 2, which resumes if it was stopped."""
     arguments = ["--model", str(model), "--data_dir", str(clips), "--output_dir", str(features), *options]
     arguments += ["--num_workers", str(args.num_workers)] if args.num_workers else []
     extract_features.main([*arguments, *(["--cpu"] if args.cpu else [])])
@@ -177,15 +185,15 @@ def synthetic_folder(args: argparse.Namespace) -> Path:
 
 
 def make_synthetic(args: argparse.Namespace, model: str | Path, encoders: str) -> Source:
-    """Make synthetic clips and what an encoder says about them, once."""
+    """Make synthetic clips and their features, unless they exist."""
     name = "-".join(map(str, args.num_synthetic))
     clips = synthetic_folder(args) / f"clips-{name}-seed-{SYNTHETIC_SEED}"
     features = synthetic_folder(args) / f"features-{name}-{towers_fingerprint(load_encoder(model))}"
     if not clips.exists():
         total = sum(args.num_synthetic)
         logger.warning("No --data given: making %d synthetic clips in %s, which takes some minutes.", total, clips)
-        shares = [number / total for number in args.num_synthetic]
-        generate_synthetic_ave(clips, num_videos=total, seed=SYNTHETIC_SEED, splits=shares)
+        fractions = [number / total for number in args.num_synthetic]
+        generate_synthetic_ave(clips, num_videos=total, seed=SYNTHETIC_SEED, splits=fractions)
     extract(args, model, clips, features, "--num_frames_per_segment", str(SYNTHETIC_FRAMES))
     train, validation, test = args.num_synthetic
     description = f"synthetic clips ({train} to train, {validation} to choose the epoch, {test} to test), {encoders}"
@@ -193,7 +201,7 @@ def make_synthetic(args: argparse.Namespace, model: str | Path, encoders: str) -
 
 
 def make_untrained_towers(args: argparse.Namespace) -> Path:
-    """AudioCLIP of the tiny checkpoint's size with random weights: what stage 1 starts from on synthetic clips."""
+    """Return AudioCLIP of the tiny checkpoint's size with random weights, the start of stage 1 on synthetic clips."""
     folder = synthetic_folder(args) / "untrained-audioclip"
     if not folder.exists():
         config = CONFIGS / "tiny" / "audioclip.json"
@@ -213,11 +221,11 @@ class Training:
     """One training: a network with a seed.
 
     Args:
-        folder (`Path`): Where its results go.
+        folder (`Path`): Folder of its results.
         settings (`dict[str, Any]`): Arguments of `train_localizer.py`, as in a YAML file.
-        seed (`int`): Its seed.
+        seed (`int`): Seed of the training.
         options (`tuple[str, ...]`): Arguments that do not change the result.
-        keep_checkpoint (`bool`): Whether the weights stay.
+        keep_checkpoint (`bool`): Whether to keep the weights.
     """
 
     folder: Path
@@ -228,12 +236,12 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its results are there; both files appear only when they are whole."""
+        """Whether its results exist; both files are written atomically."""
         return all((self.folder / name).exists() for name in (RESULTS, PREDICTIONS))
 
 
 def settings_file(args: argparse.Namespace) -> Path:
-    """YAML of what all rows share."""
+    """Return the YAML file of the settings that all rows share."""
     return Path(args.stage3_config or CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml")
 
 
@@ -244,7 +252,7 @@ SET_BY_FEATURES = frozenset(
 
 
 def load_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that all rows share."""
+    """Load the settings that all rows share."""
     settings = yaml.safe_load(settings_file(args).read_text(encoding="utf-8")) or {}
     localizer = settings.get("localizer") or {}
     if not isinstance(localizer, Mapping):
@@ -253,11 +261,11 @@ def load_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_row(args: argparse.Namespace, settings: Mapping[str, Any], row: Row, source: Source) -> list[Training]:
-    """The trainings of a row, one a seed. Equal networks on equal features have equal folders."""
+    """Return the trainings of a row, one per seed. Equal networks on equal features have the same folder."""
     defaults = AVEClipConfig()
     localizer = {**settings["localizer"], **row.localizer}
     merged = {**settings, "localizer": localizer}
-    # What says no more than the default does not make another network, unless the features would set it otherwise.
+    # A field with its default value does not make another network, unless the features would set it to another value.
     telling = {
         name: value
         for name, value in localizer.items()
@@ -278,7 +286,7 @@ def plan_row(args: argparse.Namespace, settings: Mapping[str, Any], row: Row, so
 def plan_tables(
     args: argparse.Namespace, tables: Sequence[Table], sources: Mapping[str, Source | str]
 ) -> dict[tuple[int, str], list[Training] | str]:
-    """By table and row, its trainings; or the reason why there are none."""
+    """Return the trainings by table and row; or the reason why there are none."""
     settings, plans = load_settings(args), {}
     for table in tables:
         for row in table.rows:
@@ -291,27 +299,43 @@ def plan_tables(
 
 
 def train(training: Training) -> None:
-    """Train one row with one seed; a training that was killed goes on from its last state."""
+    """Train one row with one seed; a training that was killed resumes from its last state."""
     training.folder.mkdir(parents=True, exist_ok=True)
     config = training.folder / SETTINGS
     with atomic_file(config) as partial:
         partial.write_text(yaml.safe_dump(plain_values(training.settings), sort_keys=True), encoding="utf-8")
+    if training.keep_checkpoint:
+        (training.folder / DELETE_CHECKPOINT).unlink(missing_ok=True)
+    else:
+        (training.folder / DELETE_CHECKPOINT).touch()
     arguments = ["--config", str(config), "--seed", str(training.seed), "--output_dir", str(training.folder)]
     try:
         train_localizer.main([*arguments, *training.options, "--resume"])
-    except SystemExit as error:  # argparse has said why on stderr
-        raise ValueError(f"train_localizer.py does not take the settings in {config}.") from error
-    if not training.keep_checkpoint:
-        for path in training.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in (SETTINGS, RESULTS, PREDICTIONS):
-                path.unlink()
+    except SystemExit as error:  # argparse has printed the reason on stderr
+        raise ValueError(f"train_localizer.py does not accept the settings in {config}.") from error
+    delete_checkpoint(training.folder)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete the weights and states of a finished training, unless they were to be kept."""
+    if not (folder / DELETE_CHECKPOINT).exists():
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (SETTINGS, RESULTS, PREDICTIONS, DELETE_CHECKPOINT):
+            path.unlink()
+    (folder / DELETE_CHECKPOINT).unlink()
 
 
 def train_all(args: argparse.Namespace, trainings: Sequence[Training]) -> dict[Path, str]:
-    """Run the trainings that are not finished, several at once; returns what went wrong, by folder."""
-    waiting = [training for training in trainings if not training.is_finished]
+    """Run the unfinished trainings, several in parallel; returns errors by folder."""
+    waiting = []
+    for training in trainings:
+        if training.is_finished:
+            delete_checkpoint(training.folder)  # the run that trained it may have been killed before it did so
+        else:
+            waiting.append(training)
     logger.info("%d trainings, %d of them finished already.", len(trainings), len(trainings) - len(waiting))
     failures: dict[Path, str] = {}
     processes = args.processes or torch.cuda.device_count() or min(4, os.cpu_count() or 1)
@@ -322,7 +346,7 @@ def train_all(args: argparse.Namespace, trainings: Sequence[Training]) -> dict[P
     for number in range(processes):
         numbers.put(number)
     workers = (processes, context, start_worker, (numbers, processes, torch.cuda.device_count()))
-    with ProcessPoolExecutor(*workers) as pool:
+    with process_pool(*workers) as pool:
         tasks = {pool.submit(train, training): training for training in waiting}
         for done, task in enumerate(as_completed(tasks), start=1):
             folder = tasks[task].folder
@@ -331,7 +355,7 @@ def train_all(args: argparse.Namespace, trainings: Sequence[Training]) -> dict[P
                 logger.info("%d of %d trainings done: %s", done, len(waiting), folder)
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    "A process that trained was killed, perhaps for lack of memory. Run the same command again, with "
+                    "A training process was killed, perhaps because memory was full. Run the same command again with "
                     "fewer --processes: finished rows are kept."
                 ) from error
             except Exception as error:  # one row that fails does not stop the others; it is listed at the end
@@ -341,20 +365,14 @@ def train_all(args: argparse.Namespace, trainings: Sequence[Training]) -> dict[P
 
 
 def start_worker(numbers: Any, processes: int, num_gpus: int) -> None:
-    """Give this process its share of the cores, or a GPU of its own, and end it when its parent was killed."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Limit this process to its part of the cores, or to one GPU."""
     number = numbers.get()
-    if num_gpus > 1:  # before anything asks for a GPU
+    if num_gpus > 1:  # takes effect only before CUDA is initialized
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % num_gpus]
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-
-
-def _end_with_parent() -> None:
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    start_logging(logging.WARNING)
 
 
 # ── what comes out ──
@@ -363,7 +381,7 @@ def _end_with_parent() -> None:
 def collect(
     table: Table, plans: Mapping[tuple[int, str], list[Training] | str], failures: Mapping[Path, str]
 ) -> dict[str, Any]:
-    """By id of the row, the test predictions of each seed; or the reason why there are none."""
+    """Return the test predictions of each seed by row id; or the reason why there are none."""
     predictions: dict[str, Any] = {}
     for row in table.rows:
         plan = plans[table.number, row.id]
@@ -378,7 +396,7 @@ def collect(
 
 
 def describe(args: argparse.Namespace, argv: Sequence[str] | None, sources: Mapping[str, Source | str]) -> dict:
-    """What the numbers of a table rest on."""
+    """Return data, settings and environment of a table."""
     used = {name: source.description for name, source in sources.items() if isinstance(source, Source)}
     lines = settings_file(args).read_text(encoding="utf-8").splitlines()
     # The first lines of the file say what it is for; a command, which is indented, ends them.
@@ -390,7 +408,7 @@ def describe(args: argparse.Namespace, argv: Sequence[str] | None, sources: Mapp
 
 def main(argv: Sequence[str] | None = None) -> dict[int, dict]:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_logging()
     tables = [load_table(number) for number in args.table]
     sources = open_sources(args, tables)
     plans = plan_tables(args, tables, sources)
@@ -412,18 +430,19 @@ def main(argv: Sequence[str] | None = None) -> dict[int, dict]:
 
 
 def write_card(card: Path, results_dir: Path) -> None:
-    """Show all tables of a folder in one card."""
+    """Write all tables of a folder into one card."""
     with atomic_file(card) as partial:
         partial.write_text(card_text(results_dir), encoding="utf-8")
     logger.info("Wrote %s.", card)
 
 
 def card_text(results_dir: Path) -> str:
-    """The card of the tables that were measured into a folder, with its `remarks.md`, where someone wrote one."""
+    """Return the card of the tables in a folder, with its `remarks.md` if there is one."""
     tables = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_dir.glob("table*.json"))]
     remarks = results_dir / "remarks.md"
     return render_card(tables, remarks.read_text(encoding="utf-8") if remarks.exists() else "")
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

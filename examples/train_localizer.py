@@ -1,17 +1,20 @@
-"""Stage 3: train the localizer on features (stage 2's, or peers' h5), or on raw clips with frozen towers.
+"""Stage 3: train the localizer on features (of stage 2, or h5 files of previous work), or on raw clips.
 
-What it learns: for every segment, the event that is both seen and heard, or background (hybrid loss, eq. 17). With
-`--localizer supervision=weak` it learns from one label a video, as AVEL and PSP define it, and is measured the same.
-What it reads: stage 2's `--features_dir` with the `--model` that made them; or `--h5_dir`, features of any kind in the
-layout of AVE's h5 files; or `--data_dir`, videos in AVE's layout.
-What it writes: the localizer that is best on the validation split, with its processor, `results.json`,
-`predictions.safetensors` (validation and test), a card, `metrics.jsonl`, and a state to `--resume` from. The test
-split, where there is one, is opened once, at the end.
+What it learns: the event that is both seen and heard in each segment, or background (hybrid loss, eq. 17). With
+`--localizer supervision=weak` it learns from one label per video, as AVEL and PSP define it; it is evaluated in the
+same way. The towers are frozen.
+What it reads: `--features_dir` of stage 2 with the `--model` that made them; or `--h5_dir`, features of any kind in
+the layout of AVE's h5 files; or `--data`, labelled videos of any kind that `ave_clip.data.open_dataset` reads. Of long
+videos it draws windows of `max_segments` segments (a field of the localizer), others in each epoch.
+What it writes: the best localizer on the validation split (by segment accuracy or, with several labels per segment, by
+segment mAP) with its processor, `results.json`,
+`predictions.safetensors` (validation and test), a model card, `metrics.jsonl`, and a state to `--resume` from. The
+test split, if there is one, is used once, at the end.
 
     accelerate launch examples/train_localizer.py --model stage1 --features_dir features --output_dir localizer
 
-Without arguments it makes synthetic clips, encodes them with the towers of the checkpoint that ships with the package,
-and trains on those.
+Without arguments it makes synthetic clips, encodes them with the towers of the checkpoint in the package, and trains
+on them.
 """
 
 import argparse
@@ -29,40 +32,46 @@ from accelerate.logging import get_logger
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader
+from transformers import get_cosine_schedule_with_warmup
 
-import ave_clip
 from ave_clip import AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
-from ave_clip.categories import AVE_CATEGORIES
+from ave_clip.checkpoints.cards import write_localizer_card
+from ave_clip.checkpoints.push import add_hub_arguments, create_repository, push_folder
+from ave_clip.core.categories import AVE_CATEGORIES, MULTI_LABEL, SINGLE_LABEL
+from ave_clip.core.events import decoders_of
+from ave_clip.core.label_space import LabelSpace
+from ave_clip.core.losses import IGNORED_LABEL
 from ave_clip.data import generate_synthetic_ave
-from ave_clip.data.annotations import IGNORED_LABEL
 from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
-from ave_clip.data.synthetic import GENERATOR_VERSION
+from ave_clip.data.synthetic.clips import GENERATOR_VERSION
+from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
-    add_missing_argument,
+    add_data_argument,
     add_run_arguments,
+    add_video_arguments,
     build_accelerator,
     describe_run,
     parse_arguments,
     parse_overrides,
+    video_options,
     write_json,
 )
 from ave_clip.training.averaging import ExponentialAverage
-from ave_clip.training.cards import write_localizer_card
 from ave_clip.training.checkpoints import (
-    audioclip_config,
     build_localizer,
-    build_processor,
     load_encoder,
-    load_feature_extractor,
+    load_processor,
     load_trained_weights,
     save_checkpoint,
     towers_fingerprint,
 )
+from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
+from ave_clip.training.evaluation import measure_settings
 from ave_clip.training.feature_statistics import fit_feature_norms
-from ave_clip.training.hub import add_hub_arguments, create_repository, push_folder
 from ave_clip.training.metrics import segment_accuracy
-from ave_clip.training.prediction import measure_decoders, predict_clips, save_predictions
+from ave_clip.training.multi_label_evaluation import validation_segment_map
+from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.splits import (
@@ -74,44 +83,50 @@ from ave_clip.training.splits import (
     build_prediction_loader,
     build_train_loader,
     choose_clips,
+    truth_of,
 )
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("train_localizer")
 SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / f"synthetic-{GENERATOR_VERSION}"
 NUM_SYNTHETIC = 400
+# By which measure of the validation split the best epoch is chosen.
+SELECTION = {SINGLE_LABEL: "validation_accuracy", MULTI_LABEL: "validation_segment_map"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-# Identified by what they hold, so that a run can go on after they were moved.
-PATHS = ("model", "features_dir", "h5_dir", "annotations_dir", "audio_file", "visual_file", "data_dir")
+# Compared by content, so that a run can be resumed after they were moved.
+PATHS = ("model", "features_dir", "h5_dir", "annotations_dir", "audio_file", "visual_file", "data", "video_dir")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data").add_mutually_exclusive_group()
-    data.add_argument("--features_dir", help="Output of stage 2; synthetic clips without this and the next two.")
-    data.add_argument("--h5_dir", help="Folder of peers' h5 features; needs no --model.")
-    data.add_argument("--data_dir", help="Videos in AVE's layout, to train on raw clips.")
-    parser.add_argument(
-        "--model", default=ave_clip.DEFAULT_CHECKPOINT, help="AudioCLIP, or a localizer for its towers."
+    data.add_argument(
+        "--features_dir", help="Output of stage 2. Default without this and the next two: synthetic clips."
     )
-    parser.add_argument("--output_dir", default="localizer", help="Where the best localizer goes.")
-    add_missing_argument(parser)
+    data.add_argument("--h5_dir", help="Folder of h5 features of previous work; needs no --model.")
+    add_data_argument(data)
+    parser.add_argument("--model", default="ave-clip-tiny", help="AudioCLIP, or a localizer for its towers.")
+    parser.add_argument("--output_dir", default="localizer", help="Folder of the best localizer.")
+    add_video_arguments(parser)
     parser.add_argument("--localizer", nargs="*", default=[], metavar="FIELD=VALUE", help="Fields of AVEClipConfig.")
-    parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data_dir.")
-    parser.add_argument("--segment_seconds", type=float, default=1.0, help="With --data_dir: 1, as the labels are.")
-    parser.add_argument("--annotations_dir", help="With --h5_dir; the same folder by default.")
+    parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data: frames per segment.")
+    parser.add_argument(
+        "--annotations_dir", help="With --h5_dir: folder of Annotations.txt. Default: the same folder."
+    )
     parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
     parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
     parser.add_argument("--blank_modality", choices=("audio", "video"), help="Set one modality's features to zero.")
-    parser.add_argument("--max_train_clips", type=int, help="Train on a seeded subset of so many clips.")
+    parser.add_argument("--max_train_clips", type=int, help="Train on a seeded subset of this many clips.")
     add_training_arguments(parser)
     add_resume_arguments(parser)
     add_tracking_arguments(parser)
     add_hub_arguments(parser)
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
-    if sum(path is not None for path in (args.features_dir, args.h5_dir, args.data_dir)) > 1:
-        parser.error("pass one of --features_dir (stage 2), --h5_dir (peers' features) and --data_dir (raw clips)")
+    if sum(path is not None for path in (args.features_dir, args.h5_dir, args.data)) > 1:
+        parser.error(
+            "pass one of --features_dir (stage 2), --h5_dir (features of previous work) and --data (raw clips)"
+        )
     for name in ("num_epochs", "batch_size", "patience", "max_steps", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -121,24 +136,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--num_epochs", type=int, default=300)
-    group.add_argument("--batch_size", type=int, default=128, help="Clips of a step, over all processes together.")
+    group.add_argument("--batch_size", type=int, default=128, help="Clips per step, over all processes.")
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adam")
     group.add_argument("--learning_rate", type=float, default=5e-4)
     group.add_argument("--weight_decay", type=float, default=0.0)
-    group.add_argument("--warmup_epochs", type=float, default=1.0, help="Then cosine to zero.")
+    group.add_argument("--warmup_epochs", type=float, default=1.0, help="Followed by a cosine decay to zero.")
     group.add_argument("--max_grad_norm", type=float, default=1.0)
-    group.add_argument("--ema", type=float, metavar="DECAY", help="Evaluate and save averaged weights.")
-    group.add_argument("--patience", type=int, default=40, help="Stop after so many epochs without improvement.")
-    group.add_argument("--max_steps", type=int, help="Per epoch, for a trial.")
+    group.add_argument(
+        "--ema", type=float, metavar="DECAY", help="Evaluate and save an exponential moving average of the weights."
+    )
+    group.add_argument("--patience", type=int, default=40, help="Stop after this many epochs without improvement.")
+    group.add_argument("--max_steps", type=int, help="Limit the steps per epoch, for a trial run.")
 
 
 def use_synthetic_features(args: argparse.Namespace, accelerator: Accelerator) -> None:
-    """Make synthetic clips and their features, once, and train on those."""
+    """Make synthetic clips and their features, unless they exist, and set `--features_dir` to them."""
     import extract_features
 
     logger.warning(
-        "No --features_dir given: training on synthetic clips, which teach nothing about real events. For AVE, run "
-        "extract_features.py --model AUDIOCLIP --data_dir AVE_Dataset --output_dir features, then this script with "
+        "No --features_dir given: training on synthetic clips, which are not about real events. For AVE, run "
+        "extract_features.py --model AUDIOCLIP --data AVE_Dataset --output_dir features, then this script with "
         "--model AUDIOCLIP --features_dir features."
     )
     clips = SYNTHETIC_FOLDER / f"clips-{NUM_SYNTHETIC}"
@@ -149,57 +166,68 @@ def use_synthetic_features(args: argparse.Namespace, accelerator: Accelerator) -
             generate_synthetic_ave(clips, num_videos=NUM_SYNTHETIC)
     num_frames = AVEClipProcessor.from_pretrained(args.model).video_processor.num_frames_per_segment
     options = ["--num_frames_per_segment", str(num_frames), *(["--cpu"] if args.cpu else [])]
-    extract_features.main(["--model", args.model, "--data_dir", str(clips), "--output_dir", str(features), *options])
+    extract_features.main(["--model", args.model, "--data", str(clips), "--output_dir", str(features), *options])
     args.features_dir = str(features)
 
 
 def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSplits:
-    """What the arguments say to learn from."""
+    """Open the training data that the arguments name."""
     if args.h5_dir:
         files = {"audio_file": args.audio_file, "visual_file": args.visual_file}
         weak = parse_overrides(args.localizer, AVEClipConfig).get("supervision") == "weak"
         return H5Splits(args.h5_dir, weak, annotations_dir=args.annotations_dir, **files)
-    return VideoSplits(args.data_dir, args.on_missing) if args.data_dir else FeatureSplits(args.features_dir)
+    return VideoSplits(args.data, **video_options(args)) if args.data else FeatureSplits(args.features_dir)
 
 
 def build_localizer_and_processor(args: argparse.Namespace, source):
-    """The untrained localizer on the frozen towers of `--model`, with its processor; h5 features need neither."""
+    """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
     overrides = {**source.overrides, **parse_overrides(args.localizer, AVEClipConfig)}
     if isinstance(source, H5Splits):
         return AVEClipForLocalization(AVEClipConfig(id2label=source.id2label, **overrides)), None
     encoder = load_encoder(args.model)
     localizer = build_localizer(encoder, source.id2label, overrides)
-    config = audioclip_config(encoder)
     grid = (args.num_frames_per_segment, args.segment_seconds)
     if isinstance(source, FeatureSplits):
         grid = (source.manifest["num_frames_per_segment"], source.manifest["segment_seconds"])
-    processor = build_processor(config, load_feature_extractor(args.model, config), *grid, localizer.config)
+    processor = load_processor(args.model, encoder, *grid, localizer.config)
     if isinstance(source, VideoSplits):
         source.processor = processor
     return localizer, processor
 
 
-def build_dataloaders(args, accelerator: Accelerator, source, is_weak: bool) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the training and the validation split, each with this process's part."""
+def build_dataloaders(
+    args, accelerator: Accelerator, source, is_weak: bool, max_segments: int
+) -> tuple[DataLoader, DataLoader]:
+    """Build the loaders of the training and the validation split, each with this process's part."""
     splits = {split: source.open(split) for split in ("train", "validation")}
     for split, clips in splits.items():
         if clips is None or not len(clips):
-            raise SplitError(f"There is no {split} split: it is needed to train. Check what you passed as data.")
-    clips = choose_clips(splits["train"], args.max_train_clips, args.seed)
+            raise SplitError(
+                f"There is no {split} split, which training needs. Check the data arguments; of data without splits, "
+                "--split_fractions 0.8 0.1 0.1 makes them."
+            )
+    clips = ClipWindows(choose_clips(splits["train"], args.max_train_clips, args.seed), max_segments, args.seed)
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
-    return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **process)
+    options = {**process, "max_segments": max_segments}
+    return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
+
+
+def window_size(localizer: AVEClipForLocalization) -> int:
+    """Return the largest number of segments that are trained or predicted at once, so that memory is bounded."""
+    return localizer.config.max_segments or DEFAULT_WINDOW
 
 
 @dataclass
 class Run:
-    """Everything a training step works on, as Accelerate prepared it."""
+    """The objects of a training run, as Accelerate prepared them."""
 
     args: argparse.Namespace
     accelerator: Accelerator
     localizer: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
     dropout: KeyedDropout
     average: ExponentialAverage | None
     state: RunState
@@ -210,29 +238,28 @@ class Run:
         return self.accelerator.unwrap_model(self.localizer)
 
 
-def build_run(args: argparse.Namespace, accelerator: Accelerator, localizer, settings: dict) -> Run:
-    """Prepare the localizer and its optimizer; towers are frozen and have neither gradients nor a place in states."""
+def build_run(
+    args: argparse.Namespace, accelerator: Accelerator, localizer, steps_per_epoch: int, settings: dict
+) -> Run:
+    """Prepare the localizer and its optimizer; the frozen towers have no gradients and are not saved in states."""
     dropout = use_keyed_dropout(localizer)
     trained = [parameter for parameter in localizer.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[args.optimizer](trained, lr=args.learning_rate, weight_decay=args.weight_decay)
+    warmup, num_steps = round(args.warmup_epochs * steps_per_epoch), args.num_epochs * steps_per_epoch
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
     localizer, optimizer = accelerator.prepare(localizer, optimizer)
+    accelerator.register_for_checkpointing(scheduler)  # not prepared: it would step once per process
     average = None
     if args.ema is not None:
         average = ExponentialAverage(accelerator.unwrap_model(localizer), args.ema)
         accelerator.register_for_checkpointing(average)
     state = RunState(accelerator, Path(args.output_dir) / STATE_FOLDER, settings)
-    return Run(args, accelerator, localizer, optimizer, dropout, average, state)
-
-
-def share_of_learning_rate(args: argparse.Namespace, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up under a cosine to zero, by the number of steps made."""
-    warmup, total = max(1, args.warmup_epochs * steps_per_epoch), args.num_epochs * steps_per_epoch
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
+    return Run(args, accelerator, localizer, optimizer, scheduler, dropout, average, state)
 
 
 def model_inputs(batch: dict[str, torch.Tensor], blank_modality: str | None) -> dict[str, torch.Tensor]:
-    """What the model takes of a batch, one modality's features or raw values set to zero where asked for."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "rows"}
+    """Return the model's inputs from a batch, with one modality set to zero if requested."""
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "first")}
     blanked = {"audio": ("audio_features", "input_values"), "video": ("image_features", "pixel_values")}
     for name in blanked.get(blank_modality, ()):
         if name in inputs:
@@ -241,18 +268,17 @@ def model_inputs(batch: dict[str, torch.Tensor], blank_modality: str | None) -> 
 
 
 def weigh_loss(accelerator: Accelerator, loss: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The loss of the batch over all processes, and this process's loss weighted so that DDP's mean is the former."""
+    """Return the global loss, and this process's loss weighted so that its mean over processes is the global one."""
     if accelerator.num_processes == 1:
         return loss.item(), loss
     count = (labels != IGNORED_LABEL).sum()
     total, total_count = accelerator.reduce(torch.stack([loss.detach() * count, count]), "sum")
-    return (total / total_count.clamp(min=1)).item(), loss * count * accelerator.num_processes / total_count.clamp(
-        min=1
-    )
+    total_count = total_count.clamp(min=1)  # all labels of the batch may be unknown
+    return (total / total_count).item(), loss * count * accelerator.num_processes / total_count
 
 
 def check_finite(run: Run, name: str, value: float, progress: dict, rows: torch.Tensor) -> None:
-    """Stop all processes where a number is none, before it reaches the weights."""
+    """Stop all processes before a NaN or infinite value reaches the weights."""
     if math.isfinite(value):
         return
     output = Path(run.args.output_dir)
@@ -260,24 +286,23 @@ def check_finite(run: Run, name: str, value: float, progress: dict, rows: torch.
     best = f"{output} the best localizer so far" if progress["history"] else "No epoch was finished yet"
     raise RuntimeError(
         f"The {name} is {value} at step {progress['step']} (epoch {progress['epoch']}, batch {progress['batch']}), "
-        f"rows {sorted(gather_object(rows.tolist()))}. {' and '.join(filter(None, [kept, best]))}. Look at the "
-        "features of those rows; when they are repaired, go on with --resume. Or start anew with --overwrite and a "
-        "lower --learning_rate."
+        f"rows {sorted(gather_object(rows.tolist()))}. {' and '.join(filter(None, [kept, best]))}. Check the "
+        "features of those rows; when they are repaired, continue with --resume. Or start from scratch with "
+        "--overwrite and a lower --learning_rate."
     )
 
 
 def train_epoch(run: Run, loader: DataLoader, progress: dict) -> None:
-    """Go through the training clips, from where `progress` stands; its `loss_sum` and `batch` are kept up to date."""
+    """Train for one epoch, from the batch in `progress` on, and update `loss_sum` and `batch` in it."""
     args, accelerator = run.args, run.accelerator
     steps_per_epoch = count_steps(args, loader)
     loader.batch_sampler.set_epoch(progress["epoch"], progress["batch"])
+    loader.dataset.set_epoch(progress["epoch"])
     run.localizer.train()
     for batch in loader:
         if progress["batch"] >= steps_per_epoch:
             break
         batch = send_to_device(batch, accelerator.device)
-        for group in run.optimizer.param_groups:
-            group["lr"] = args.learning_rate * share_of_learning_rate(args, progress["step"], steps_per_epoch)
         run.dropout.set(args.seed, progress["epoch"], batch["rows"])
         loss = run.localizer(**model_inputs(batch, args.blank_modality)).loss
         global_loss, loss = weigh_loss(accelerator, loss, batch["labels"])
@@ -286,62 +311,79 @@ def train_epoch(run: Run, loader: DataLoader, progress: dict) -> None:
         norm = accelerator.clip_grad_norm_(run.localizer.parameters(), args.max_grad_norm)
         if accelerator.scaler is None:  # with fp16 the scaler skips such steps
             check_finite(run, "gradient's norm", float(norm), progress, batch["rows"])
+        rate = run.scheduler.get_last_lr()[0]
         run.optimizer.step()
+        run.scheduler.step()
         run.optimizer.zero_grad()
         if run.average is not None:
             run.average.update()
         progress["step"] += 1
         progress["batch"] += 1
         progress["loss_sum"] += global_loss
-        rate = run.optimizer.param_groups[0]["lr"]
         accelerator.log({"loss": global_loss, "learning_rate": rate}, step=progress["step"])
         if args.save_steps and progress["step"] % args.save_steps == 0:
             run.state.save(progress)
 
 
 def count_steps(args: argparse.Namespace, loader: DataLoader) -> int:
-    """Steps of an epoch."""
+    """Return the number of steps per epoch."""
     return min(len(loader.batch_sampler.global_sizes), args.max_steps or math.inf)
 
 
-def evaluate(run: Run, loader: DataLoader) -> tuple[list, list, list]:
-    """Run over a split; the probabilities `(T, C)` and labels `(T,)` of every clip, and the rows."""
+def evaluate(run: Run, loader: DataLoader) -> SplitPredictions:
+    """Predict the clips of a split."""
 
     def prepare(inputs):
         return model_inputs(inputs, run.args.blank_modality)
 
-    return predict_clips(run.accelerator, run.localizer, loader, prepare)
+    found = predict_clips(run.accelerator, run.localizer, loader, prepare)
+    found.truth = truth_of(loader.loader.dataset)
+    return found
 
 
 def train(run: Run, train_loader: DataLoader, validation_loader: DataLoader, processor, progress: dict) -> None:
-    """All epochs, from where `progress` stands; the best localizer and the state are written after each."""
+    """Train for the remaining epochs; saves the state after each, and the localizer if it is the best."""
     args, history = run.args, progress["history"]
     for epoch in range(progress["epoch"], args.num_epochs):
         if history and history[-1]["epoch"] - best_epoch(history) >= args.patience:
             break
         train_epoch(run, train_loader, progress)
         with run.average.applied() if run.average is not None else nullcontext():
-            probabilities, labels, _ = evaluate(run, validation_loader)
-            accuracy = segment_accuracy([clip.argmax(axis=1) for clip in probabilities], labels)
+            found = evaluate(run, validation_loader)
+            score = validation_score(found)
             loss = progress["loss_sum"] / progress["batch"]
-            history.append({"epoch": epoch, "loss": loss, "validation_accuracy": accuracy})
+            history.append({"epoch": epoch, "loss": loss, **score})
             if best_epoch(history) == epoch and run.accelerator.is_main_process:
                 save_checkpoint(args.output_dir, run.model, processor)
-        logger.info("epoch %d  loss %.3f  accuracy %.4f", epoch, loss, accuracy)
-        run.accelerator.log({"epoch": epoch, "epoch_loss": loss, "validation_accuracy": accuracy}, progress["step"])
+        for name, value in score.items():
+            title = name.removeprefix("validation_").replace("_", " ")
+            logger.info("epoch %d  loss %.3f  %s %.4f", epoch, loss, title, value)
+        run.accelerator.log({"epoch": epoch, "epoch_loss": loss, **score}, progress["step"])
         progress.update(epoch=epoch + 1, batch=0, loss_sum=0.0)
         run.state.save(progress)
 
 
+def validation_score(found: SplitPredictions) -> dict[str, float]:
+    """Return the measure by which the best epoch is chosen, with its name in the history."""
+    if found.problem_type == MULTI_LABEL:
+        return {SELECTION[MULTI_LABEL]: validation_segment_map(found)}
+    accuracy = segment_accuracy([clip.argmax(axis=1) for clip in found.probabilities], found.labels)
+    return {SELECTION[SINGLE_LABEL]: accuracy}
+
+
 def best_epoch(history: Sequence[dict]) -> int:
-    """The first of the epochs with the highest accuracy."""
-    return max(history, key=lambda record: record["validation_accuracy"])["epoch"]
+    """Return the first epoch with the highest accuracy or, with several labels per segment, segment mAP."""
+    name = next(name for name in SELECTION.values() if name in history[0])
+    # Without any event in the validation split, segment mAP is NaN, which a file stores as null.
+    values = [-math.inf if record[name] is None or math.isnan(record[name]) else record[name] for record in history]
+    return history[values.index(max(values))]["epoch"]
 
 
-def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict[str, dict], dict[str, tuple]]:
-    """Measures and predictions of the chosen localizer on validation and, this once, on the test split.
+def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict, dict[str, SplitPredictions]]:
+    """Evaluate the best localizer on the validation and, for the first time, the test split.
 
-    The measures also say which rows are missing in them because they could not be read.
+    Returns:
+        The measures by split, with the rows that could not be read in `"unreadable"`, and the predictions by split.
     """
     model = run.model
     if run.accelerator.num_processes > 1:
@@ -350,10 +392,12 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict[
     loaders, test = {"validation": validation_loader}, source.open("test")
     if test is not None:
         process = {"process_index": run.accelerator.process_index, "num_processes": run.accelerator.num_processes}
+        process["max_segments"] = window_size(model)
         loaders["test"] = build_prediction_loader(test, run.args.batch_size, run.args.num_workers, **process)
     predictions = {split: evaluate(run, loader) for split, loader in loaders.items()}
-    shortest = model.config.min_event_segments
-    results = {split: measure_decoders(*found[:2], shortest) for split, found in predictions.items()}
+    shortest, decoders = [model.config.min_event_segments], decoders_of(model.config.problem_type)
+    options = {"names": LabelSpace.of(model.config).event_names, "segment_seconds": segment_seconds_of(source)}
+    results = {split: measure_settings(found, decoders, shortest, **options) for split, found in predictions.items()}
     results["unreadable"] = {
         split: source.unreadable(split) | dict(gather_object(list(loader.unreadable.items())))
         for split, loader in loaders.items()
@@ -361,35 +405,42 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict[
     return results, predictions
 
 
+def segment_seconds_of(source: FeatureSplits | H5Splits | VideoSplits) -> float:
+    """Return the length of a segment; those of h5 files are the seconds of AVE."""
+    if isinstance(source, FeatureSplits):
+        return source.manifest["segment_seconds"]
+    return source.processor.video_processor.segment_seconds if isinstance(source, VideoSplits) else 1.0
+
+
 def write_results(run: Run, argv, results: dict, history: list, predictions: dict) -> None:
-    """Write what was measured beside the localizer; push the folder where asked for."""
+    """Write the results next to the localizer, and push the folder if requested."""
     folder, args = Path(run.args.output_dir), run.args
     content = {**results, "history": history, "best_epoch": best_epoch(history), **describe_run(args, argv)}
     save_predictions(folder / "predictions.safetensors", predictions)
     write_json(folder / "results.json", content)
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))  # without NaN, as the card wants it
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))  # the card needs null instead of NaN
     write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
     if args.push_to_hub:
         logger.info("Pushed to %s", push_folder(folder, args.push_to_hub, private=args.private))
 
 
 def data_name(run: Run) -> str:
-    """The training data, as people call it."""
-    categories = [run.model.config.id2label[index] for index in range(run.model.config.num_labels - 1)]
-    path = Path(run.args.features_dir or run.args.h5_dir or run.args.data_dir)
+    """Return the name of the training data for the model card."""
+    categories = list(LabelSpace.of(run.model.config).event_names)
+    path = Path(run.args.features_dir or run.args.h5_dir or run.args.data)
     return "AVE" if categories == list(AVE_CATEGORIES) else path.resolve().name
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_logging()
     check_output(args)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # else it names every file of every state
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs each file of each state
     # AGVA gets no gradient from features with a single location; the frozen towers' statistics never change.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     options = {"kwargs_handlers": [handler], **build_trackers(args)}
     accelerator = build_accelerator(args.cpu, args.mixed_precision, **options)
-    if not (args.features_dir or args.h5_dir or args.data_dir):
+    if not (args.features_dir or args.h5_dir or args.data):
         use_synthetic_features(args, accelerator)
     set_seed(args.seed)
     source = open_source(args)
@@ -398,10 +449,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     if isinstance(source, FeatureSplits):
         source.expect(localizer.config, towers)
     is_weak = localizer.config.supervision == "weak"
-    train_loader, validation_loader = build_dataloaders(args, accelerator, source, is_weak)
+    train_loader, validation_loader = build_dataloaders(args, accelerator, source, is_weak, window_size(localizer))
     fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}
-    run = build_run(args, accelerator, localizer, settings)
+    run = build_run(args, accelerator, localizer, count_steps(args, train_loader), settings)
     results = run.state.finished() if args.resume else None
     if results is None:
         progress = run.state.begin(args.resume, args.overwrite)
@@ -420,5 +471,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
-    PartialState().destroy_process_group()
+    with program():
+        main()
+        PartialState().destroy_process_group()

@@ -3,12 +3,17 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from .media import write_recording
+from ave_clip.cli import app
+from tests.helpers.media import write_recording
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -74,7 +79,7 @@ def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, 
     assert result.returncode == 2 and good.read_bytes() == before
     (tmp_path / "old.json").write_text("[1]")
     result = run("localize", str(bad), "--model", checkpoint, "--output", str(tmp_path / "old.json"))
-    assert result.returncode == 1 and "left as it was" in result.stderr
+    assert result.returncode == 1 and "is unchanged" in result.stderr
     assert (tmp_path / "old.json").read_text() == "[1]" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -117,6 +122,25 @@ def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path):
     assert "cannot load the model" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_damaged_checkpoint_is_one_line_without_a_traceback(checkpoint, tmp_path):
+    reasons = {"half": "weights that", "cut": "cannot be read", "pickle": "a pickle ", "none": "no file named"}
+    for kind, reason in reasons.items():
+        folder = shutil.copytree(checkpoint, tmp_path / kind)
+        weights = folder / "model.safetensors"
+        if kind == "half":
+            save_file(dict(list(load_file(weights).items())[::2]), weights, metadata={"format": "pt"})
+        elif kind == "cut":
+            os.truncate(weights, weights.stat().st_size // 2)
+        else:
+            weights.unlink()
+        if kind == "pickle":
+            torch.save({"code": subprocess.Popen}, folder / "pytorch_model.bin")
+        for command in (["localize", "x.mp4", "--model", str(folder)], ["export", str(folder), str(tmp_path / "out")]):
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 1 and reason in result.stderr, result.stderr
+            assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
 def test_synthesize_makes_a_data_set_and_does_not_overwrite(tmp_path):
     out = tmp_path / "set"
     first = run("synthesize", str(out), "--videos", "5", "--seed", "3", "--workers", "1")
@@ -124,3 +148,36 @@ def test_synthesize_makes_a_data_set_and_does_not_overwrite(tmp_path):
     assert len(list((out / "AVE").glob("*.mp4"))) == 5
     again = run("synthesize", str(out), "--videos", "5")
     assert again.returncode == 1 and str(out) in again.stderr
+
+
+def test_every_message_begins_with_the_name_of_the_command(checkpoint, tmp_path):
+    write_recording(tmp_path / "mute.mp4", 2.0, sound=None)
+    code = """
+import sys, warnings
+from ave_clip import cli
+load = cli._load_pipeline
+def load_with_warnings(*arguments):
+    localizer = load(*arguments)
+    from transformers.utils import logging
+    logging.get_logger("transformers.modeling").warning("by transformers")
+    warnings.warn("by a library")
+    return localizer
+cli._load_pipeline = load_with_warnings
+cli.main()
+"""
+    command = [sys.executable, "-c", code, "localize", "mute.mp4", "bad.mp4", "--model", checkpoint, "--device", "cpu"]
+    (tmp_path / "bad.mp4").write_text("not a video")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 1 and "1 of 2 videos failed." in lines[-1]
+    for message in ("by transformers", "by a library", "has no audio", "bad.mp4"):
+        assert any(message in line for line in lines), result.stderr
+    # The further lines of a message are indented.
+    assert all(line.startswith(("ave-clip: ", "    ")) for line in lines), result.stderr
+
+
+def test_one_failed_video_is_singular(checkpoint, tmp_path):
+    (tmp_path / "bad.mp4").write_text("not a video")
+    result = CliRunner().invoke(app, ["localize", str(tmp_path), "--model", checkpoint, "--device", "cpu"])
+    assert result.exit_code == 1
+    assert f"ave-clip: {tmp_path}: 1 video." in result.stderr and "1 of 1 video failed." in result.stderr

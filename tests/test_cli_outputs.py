@@ -1,6 +1,7 @@
 """Where the command line writes what: files of other tools, one a video, pictures, odd names, devices, exports."""
 
 import json
+import re
 import shutil
 import sys
 import types
@@ -14,10 +15,9 @@ import webvtt
 from typer.testing import CliRunner, Result
 
 from ave_clip.cli import app
-from ave_clip.outputs import WrongOutputError, check_targets, format_of, plan_files
-
-from .media import write_recording
-from .test_pipeline_zero_shot import save_tiny_audioclip
+from ave_clip.outputs.writers import WrongOutputError, check_targets, format_of, plan_files
+from tests.core.test_pipeline_zero_shot import save_tiny_audioclip
+from tests.helpers.media import write_recording
 
 ODD_NAMES = ["a clip.mp4", "-dash.mp4", "say \"hi\" & 'bye'.mp4", "<b>[red]鐘 звон.mp4", "100%{name}.mp4"]
 
@@ -63,8 +63,8 @@ def recorder(monkeypatch) -> dict[str, list]:
         calls["overlay"].append((video, result, output, options))
 
     timeline.plot_timeline, overlay.write_overlay = plot_timeline, write_overlay
-    monkeypatch.setitem(sys.modules, "ave_clip.timeline", timeline)
-    monkeypatch.setitem(sys.modules, "ave_clip.overlay", overlay)
+    monkeypatch.setitem(sys.modules, "ave_clip.outputs.timeline", timeline)
+    monkeypatch.setitem(sys.modules, "ave_clip.outputs.overlay", overlay)
     return calls
 
 
@@ -161,7 +161,7 @@ def test_outputs_that_would_replace_something_are_refused(localize, clip, folder
     assert Path(clip).read_bytes() == before and (folder / "other.srt").read_bytes() == recording
 
 
-def test_pictures_get_all_results_and_each_video_its_overlay(localize, clip, folder, recording, recorder):
+def test_images_get_all_results_and_each_video_its_overlay(localize, clip, folder, recording, recorder):
     (folder / "broken.mp4").write_bytes(recording)
     result = localize(
         clip, "broken.mp4", "--plot", "all.svg", "--theme", "dark", "--overlay", "films", "--format", "jsonl"
@@ -242,10 +242,10 @@ def test_export_replaces_nothing_but_an_earlier_checkpoint(checkpoint, folder, f
     Path("notes").mkdir()
     Path("notes/thesis.txt").write_text("years of work")
     for out, reason in (
-        ("notes", "holds no config.json"),
-        (".", "which replacing it would delete"),
-        ("models/mine", "which replacing it would delete"),
-        ("models", "which replacing it would delete"),
+        ("notes", "contains no config.json"),
+        (".", "which would be deleted with it"),
+        ("models/mine", "which would be deleted with it"),
+        ("models", "which would be deleted with it"),
         ("notes/thesis.txt", "is a file"),
     ):
         result = CliRunner().invoke(app, ["export", "models/mine", out, "--format", format, "--overwrite"])
@@ -287,5 +287,79 @@ def test_a_folder_of_outputs_may_be_new_but_not_its_parent(tmp_path):
 
 
 def test_suffixes_choose_formats():
-    suffixes = {"a.EAF": "elan", "b.vtt": "vtt", "c.txt": "table", None: "table", "d.jsonl": "jsonl"}
+    suffixes = {"a.EAF": "elan", "b.vtt": "vtt", "c.txt": "table", None: "table", "d.jsonl": "jsonl", "e": "table"}
     assert {name: format_of(name) for name in suffixes} == suffixes
+
+
+@pytest.mark.parametrize(
+    "output, way_out",
+    [
+        *[(f"x{suffix}", "--overlay x.mp4") for suffix in (".mp4", ".MKV", ".webm", ".avi")],
+        *[(f"x{suffix}", "--plot") for suffix in (".png", ".svg", ".html", ".jpg")],
+        *[(f"x{suffix}", "--format") for suffix in (".xyz", ".tsv", ".xlsx", ".json.gz", ".mp3")],
+        ("{name}.mp4", "--overlay {name}.mp4"),
+    ],
+)
+def test_an_output_whose_suffix_is_no_format_is_refused_with_the_way_out(output, way_out, folder):
+    result = CliRunner().invoke(app, ["localize", "clip.mp4", "-o", output], env={"COLUMNS": "300"})
+    assert result.exit_code == 2 and way_out in result.output and not Path(output).exists()
+
+
+def test_text_is_not_written_to_an_image_or_video_even_with_a_format(folder):
+    for output in ("x.mp4", "x.png"):
+        assert CliRunner().invoke(app, ["localize", "clip.mp4", "-f", "json", "-o", output]).exit_code == 2
+
+
+def test_what_was_written_is_said_on_stderr(localize, clip, folder):
+    result = localize(clip, "-f", "json", "-o", "any.name", "--plot", "x.html")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert [line for line in result.stderr.splitlines() if "wrote" in line] == [
+        "ave-clip: wrote any.name",
+        "ave-clip: wrote x.html",
+    ]
+    assert "ave-clip: wrote labels/clip.eaf" in localize(clip, "-f", "elan", "-o", "labels/").stderr
+    assert "wrote" not in localize(clip, "-o", "-").stderr and not Path("-").exists()
+
+
+def test_folders_stand_for_their_videos_in_natural_order(localize, folder, recording):
+    Path("videos/deeper").mkdir(parents=True)
+    Path("videos/.hidden").mkdir()
+    for name in ("clip10.mp4", "clip2.MP4", "deeper/clip1.webm", ".hidden/clip0.mp4", ".clip.mp4"):
+        Path("videos", name).write_bytes(recording)
+    Path("videos/notes.txt").write_text("no video")
+    Path("empty").mkdir()
+    result = localize("videos", "-f", "jsonl")
+    videos = [json.loads(line)["video"] for line in result.stdout.splitlines()]
+    assert videos == ["videos/clip2.MP4", "videos/clip10.mp4", "videos/deeper/clip1.webm"]
+    assert "videos: 3 videos; other files left out: 1." in result.stderr
+    assert localize("empty").exit_code == 2
+
+
+def test_the_notice_about_the_default_model_spares_only_what_programs_read(clip):
+    for format, is_told in (("table", True), ("srt", True), ("json", False), ("csv", False)):
+        result = CliRunner().invoke(app, ["localize", clip, "-f", format, "--device", "cpu"])
+        assert result.exit_code == 0 and ("looks for 28 events" in result.stderr) is is_told, result.output
+
+
+def test_a_built_in_name_is_a_model_and_a_wrong_one_names_those(clip, folder):
+    result = CliRunner().invoke(app, ["localize", clip, "-m", "ave-clip-tiny", "-f", "json", "--device", "cpu"])
+    assert result.exit_code == 0 and json.loads(result.stdout)
+    wrong = CliRunner().invoke(app, ["localize", clip, "-m", "ave-clip-tini"])
+    assert wrong.exit_code == 1 and re.search("built-in names are: .*ave-clip-tiny", wrong.stderr)
+    assert CliRunner().invoke(app, ["export", "ave-clip-tiny", "out"]).exit_code == 0
+
+
+def test_top_k_labels_and_overlap_reach_the_pipeline(localize, clip):
+    (video,) = json.loads(localize(clip, "-f", "json", "--top-k", "2", "--overlap", "0.75").stdout)
+    assert [len(segment["top_k"]) for segment in video["segments"]] == [2, 2, 2]
+    table = localize(clip, "--top-k", "2").stdout
+    assert table.count(video["segments"][0]["top_k"][1]["label"]) >= 1 and "labels" in table
+    assert localize(clip, "--top-k", "2", "-f", "srt").exit_code == 2
+    assert localize(clip, "--overlap", "1").exit_code == 2
+
+
+def test_help_and_version_have_short_forms():
+    for arguments in (["-h"], ["localize", "-h"], ["export", "-h"], ["synthesize", "-h"], ["convert", "-h"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, ["-V"]).stdout == CliRunner().invoke(app, ["--version"]).stdout
+    assert "--install-completion" in CliRunner().invoke(app, ["-h"]).stdout

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import ave_clip
-
-from .conftest import tiny_localizer
+from tests.helpers.models import TINY_FOLDER, tiny_localizer
 
 LOAD = """
 import sys, torch
@@ -52,12 +51,8 @@ ORDERS = {
     "transformers first": "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline; import ave_clip",
     "half loaded": "from transformers import AutoConfig; import ave_clip; from transformers import pipeline",
     "deep import": "import transformers.pipelines.base; import ave_clip; from transformers import pipeline",
-    "pipeline alone": "import ave_clip; from transformers import pipeline",
-    "a base class": "import ave_clip; from transformers import PreTrainedModel; from transformers import pipeline",
-    "a configuration": "import ave_clip.configuration_audioclip; from transformers import pipeline",
-    "a model": "from ave_clip import AVEClipForLocalization; from transformers import pipeline",
-    "a pipeline": "import ave_clip.pipeline_ave_clip; from transformers import pipeline",
-    "a processor": "from ave_clip.processing_ave_clip import AVEClipProcessor; from transformers import pipeline",
+    "a configuration": "import ave_clip.core.configuration_audioclip; from transformers import pipeline",
+    "a pipeline": "import ave_clip.core.pipeline_ave_clip; from transformers import pipeline",
 }
 LOAD_PIPELINE = """
 import sys
@@ -73,12 +68,32 @@ def test_the_order_of_imports_does_not_matter(order, checkpoint):
     assert result.stdout.strip() == "AudioVisualEventLocalizationPipeline"
 
 
-def test_importing_the_package_loads_neither_torch_nor_transformers():
-    code = (
-        "import ave_clip, ave_clip.cli, sys; print([n for n in ('torch', 'transformers', 'av') if n in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr
+def loaded_by(arguments: list[str]) -> list[str]:
+    """Those of the slow libraries that a command line loads."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "ave_clip.registration" in imported
+    return sorted(imported & {"torch", "transformers", "av", "datasets", "matplotlib"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["localize", "--help"]])
+def test_help_loads_neither_torch_nor_transformers(arguments, tmp_path):
+    assert loaded_by(["-m", "ave_clip", *arguments]) == []
+    script = tmp_path / "ave-clip"  # as the installer writes it
+    script.write_text("import sys\nfrom ave_clip.cli import main\nsys.exit(main())\n")
+    assert loaded_by([str(script), *arguments]) == []
+
+
+def test_other_programs_register_even_if_their_names_are_similar(tmp_path):
+    program = "import ave_clip\nfrom transformers import pipeline\n" + LOAD_PIPELINE
+    (tmp_path / "ave-clip-server").write_text(program)
+    (tmp_path / "ave_clip_server.py").write_text(program)
+    for start in ([str(tmp_path / "ave-clip-server")], ["-m", "ave_clip_server"]):
+        command = [sys.executable, *start, TINY_FOLDER]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        assert result.stdout.strip() == "AudioVisualEventLocalizationPipeline", result.stderr
 
 
 def test_every_public_name_can_be_imported():

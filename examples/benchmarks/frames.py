@@ -1,15 +1,15 @@
-"""How frames are made smaller, how many are taken, which may share an encoding: what each choice costs and changes.
+"""Measures speed and results of resizing methods, numbers of frames, and encodings shared by similar frames.
 
 | part | reference | what is measured |
 |---|---|---|
 | resize | exact: bicubic with antialiasing, after decoding at native size | FFmpeg's bicubic, while decoding |
-| number | 16 frames a segment | 1 to 8 frames a segment |
-| sharing | every frame encoded | near-identical neighbours share an encoding (`frame_tolerance`) |
+| number | 16 frames per segment | 1 to 8 frames per segment |
+| sharing | each frame encoded | similar neighbours share one (`frame_tolerance`) |
 
-`ratio` is the reference's time over that of the choice. Cosines compare image features, per frame or segment, with the
-reference's; `neighbours_cosine` is that of frames one second apart, for comparison. Accuracy is that of the embedded
-model over the segments of synthetic clips it never saw. Weights at full size are random unless `--model` names a
-converted AudioCLIP; the embedded model is always measured.
+`ratio` is the time of the reference divided by that of the choice. Cosines compare image features, per frame or
+segment, with those of the reference; `neighbours_cosine` compares frames one second apart. Accuracy is that of the
+embedded model on the segments of new synthetic clips. Full-size weights are random unless `--model` names a converted
+AudioCLIP; the embedded model is always measured.
 
     python examples/benchmarks/frames.py --output frames.json
     python examples/benchmarks/frames.py --quick --parts resize --data_dir folder/of/ave-clip/synthesize
@@ -30,14 +30,15 @@ from timing import REFERENCE, finish, interleaved, parse, parser_for
 from transformers import AutoProcessor
 from transformers.utils import logging
 
-import ave_clip
 from ave_clip import AudioCLIPFeatureExtractor, AVEClipForLocalization
+from ave_clip.core.categories import labels_with_background
+from ave_clip.core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from ave_clip.core.video_io import VideoClip, probe_video, read_video
 from ave_clip.data import load_ave
-from ave_clip.data.synthetic import generate_synthetic_ave
-from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from ave_clip.data.synthetic.clips import generate_synthetic_ave
+from ave_clip.programs import program
 from ave_clip.training.checkpoints import build_localizer, build_processor
 from ave_clip.training.metrics import segment_accuracy
-from ave_clip.video_io import VideoClip, probe_video, read_video
 
 PARTS = ("resize", "number", "sharing")
 MODELS = ("embedded", "full")
@@ -45,13 +46,13 @@ COUNTS = (1, 2, 4, 8, 16)
 TOLERANCES = (0.0, 1.0, 2.0, 4.0)
 SHARING_FRAMES = 4
 NUM_LABELS = 29
-# Other clips than the embedded model was trained and validated on.
+# Not a seed of the clips that the embedded model was trained and validated on.
 SYNTHETIC_SEED = 20261123
 
 
 @dataclass
 class Subject:
-    """A localizer under test; `seconds` of video are read for it."""
+    """A localizer to measure; `seconds` of video are read for it."""
 
     name: str
     localize: AudioVisualEventLocalizationPipeline
@@ -63,7 +64,7 @@ class Subject:
         return self.localize.processor.video_processor.size["shortest_edge"]
 
     def pixels(self, clip: VideoClip) -> torch.Tensor:
-        """All frames of a clip as the model's image tower wants them."""
+        """Returns all frames of a clip as inputs of the image tower."""
         processor = self.localize.processor.video_processor
         count = max(len(frames) for frames in clip.frames)
         inputs = processor.preprocess_segments([clip.frames], num_frames_per_segment=count)
@@ -89,12 +90,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_subject(name: str, args: argparse.Namespace) -> Subject:
     if name == "embedded":
-        localizer = AVEClipForLocalization.from_pretrained(ave_clip.DEFAULT_CHECKPOINT)
-        processor = AutoProcessor.from_pretrained(ave_clip.DEFAULT_CHECKPOINT)
+        localizer = AVEClipForLocalization.from_pretrained("ave-clip-tiny")
+        processor = AutoProcessor.from_pretrained("ave-clip-tiny")
         localize = AudioVisualEventLocalizationPipeline(model=localizer, processor=processor, device="cpu")
         return Subject(name, localize, 10, args.rounds)
     encoder = build_model(args)
-    localizer = build_localizer(encoder, {index: str(index) for index in range(NUM_LABELS)}).eval()
+    localizer = build_localizer(encoder, labels_with_background(map(str, range(NUM_LABELS - 1)))).eval()
     processor = build_processor(encoder.config, AudioCLIPFeatureExtractor(), COUNTS[-1])
     localize = AudioVisualEventLocalizationPipeline(model=localizer, processor=processor, device="cpu")
     return Subject(name, localize, 2 if args.quick else 5, 1 if args.quick else 3)
@@ -130,7 +131,7 @@ def _resize_row(subject: Subject, video: Path, count: int) -> dict:
         return subject.pixels(read_video(video, **settings))
 
     times = interleaved({REFERENCE: lambda: pixels(options), "fast": lambda: pixels(fast)}, subject.rounds)
-    exact, shrunk = (pixels(settings)[::count] for settings in (options, fast))  # one frame a segment
+    exact, shrunk = (pixels(settings)[::count] for settings in (options, fast))  # one frame per segment
     tower = subject.localize.model.vision_model
     with torch.no_grad():
         embeds, fast_embeds = (tower(frames).image_embeds for frames in (exact, shrunk))
@@ -266,4 +267,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

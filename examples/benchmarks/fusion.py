@@ -17,6 +17,7 @@ from timing import REFERENCE, finish, interleaved, own_peak_megabytes, parse, pa
 from torch import nn
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip.programs import program
 
 NUM_SEGMENTS = 10
 PACKAGE, LOOP = "package", "loop, projected once"
@@ -56,7 +57,7 @@ class BlockByBlockFusion(nn.Module):
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Equations 8 to 10 for one block `(batch, m, d)`."""
+    """Computes equations 8 to 10 for one block `(batch, m, d)`."""
     size, width = query.shape[1:]
     temporal = (query @ key.transpose(1, 2) / width**0.5).softmax(dim=-1)
     feature = (key.transpose(1, 2) @ query / size**0.5).softmax(dim=-2)
@@ -64,7 +65,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 
 class FusionAndRefiner(nn.Module):
-    """What is timed: both fusions of a localizer, one after the other."""
+    """The measured module: both fusions of a localizer, one after the other."""
 
     def __init__(self, fusion: nn.Module, refiner: nn.Module) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class FusionAndRefiner(nn.Module):
 
 
 def variants(hidden_size: int) -> dict[str, FusionAndRefiner]:
-    """The ways to compute it, all with the same weights."""
+    """Returns the implementations, all with the same weights."""
     torch.manual_seed(0)
     config = AVEClipConfig(use_encoders=False, visual_feature_type="pooled", hidden_size=hidden_size, dropout=0.0)
     localizer = AVEClipForLocalization(config)
@@ -88,7 +89,7 @@ def variants(hidden_size: int) -> dict[str, FusionAndRefiner]:
 
 
 def step_of(module: FusionAndRefiner, features: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """Forward and backward; returns output and gradients."""
+    """Returns a function that runs forward and backward and returns output and gradients."""
     parameters = list(module.parameters())
 
     def step() -> tuple[torch.Tensor, ...]:
@@ -114,7 +115,7 @@ def _peak_of(name: str, args: argparse.Namespace, answers: multiprocessing.Queue
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """Megabytes by which three steps raise the peak memory of a fresh process."""
+    """Returns the megabytes by which three steps raise the peak memory of a new process."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     process = context.Process(target=_peak_of, args=(name, args, answers))
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     expected, times, rows = steps[REFERENCE](), interleaved(steps, args.rounds), []
     reference_memory = peak_memory(REFERENCE, args)
     for name in (LOOP, PACKAGE):
-        # Gradients are means over the batch, tiny as they are: each difference is relative to its largest entry.
+        # Gradients are means over the batch and very small: each difference is relative to the largest entry.
         pairs = zip(steps[name](), expected)
         difference = max(
             ((own - other).abs().max() / other.abs().max().clamp(min=1e-12)).item() for own, other in pairs
@@ -158,4 +159,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

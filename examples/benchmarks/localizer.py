@@ -1,4 +1,4 @@
-"""How long the localizer takes for one clip of ten seconds whose features are cached.
+"""Measures the time of the localizer for one clip of ten seconds with cached features.
 
 The reference is the same localizer with its fusions computed block by block, see `fusion.py`.
 
@@ -14,11 +14,13 @@ from fusion import BlockByBlockFusion
 from timing import REFERENCE, finish, interleaved, parse, parser_for
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip.core.categories import labels_with_background
+from ave_clip.programs import program
 
 NUM_SEGMENTS = 10
 NUM_LOCATIONS = 49
 NUM_LABELS = 29
-CALLS_A_ROUND = 5
+CALLS_PER_ROUND = 5
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_localizer(args: argparse.Namespace, visual_feature_type: str) -> AVEClipForLocalization:
     torch.manual_seed(0)
-    names = {index: str(index) for index in range(NUM_LABELS)}
+    names = labels_with_background(map(str, range(NUM_LABELS - 1)))
     options = {"visual_feature_type": visual_feature_type, "hidden_size": args.hidden_size, "id2label": names}
     return AVEClipForLocalization(AVEClipConfig(use_encoders=False, **options)).eval()
 
@@ -52,16 +54,16 @@ def measure(args: argparse.Namespace, visual_feature_type: str) -> dict:
     difference = (localizer(**features).logits - loop(**features).logits).abs().max().item()
 
     def call(model: AVEClipForLocalization) -> None:
-        for _ in range(CALLS_A_ROUND):
+        for _ in range(CALLS_PER_ROUND):
             model(**features)
 
     calls = {REFERENCE: lambda: call(loop), "package": lambda: call(localizer)}
-    times = interleaved(calls, 3 * args.rounds)  # short calls: more of them
+    times = interleaved(calls, 3 * args.rounds)  # the calls are short
     return {
         "row": f"localizer, one clip, {visual_feature_type} features",
-        "milliseconds": round(times["package"]["milliseconds"] / CALLS_A_ROUND, 2),
+        "milliseconds": round(times["package"]["milliseconds"] / CALLS_PER_ROUND, 2),
         "ratio": times["package"]["ratio"],
-        "reference_milliseconds": round(times[REFERENCE]["milliseconds"] / CALLS_A_ROUND, 2),
+        "reference_milliseconds": round(times[REFERENCE]["milliseconds"] / CALLS_PER_ROUND, 2),
         "max_difference": float(f"{difference:.2e}"),
     }
 
@@ -73,4 +75,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

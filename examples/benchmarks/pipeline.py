@@ -1,14 +1,15 @@
-"""What a video costs besides its encoding: decoding, long videos, start-up, and stage 2.
+"""Measures the time and memory of a video besides its encoding: decoding, long videos, start-up, and stage 2.
 
 | part | reference | what is measured |
 |---|---|---|
-| localize | the towers alone, on the same frames and sound | the pipeline at full size, from a 10-s 640x360 file |
+| localize | the towers alone, on the same frames and audio | the pipeline at full size, from a 10-s 640x360 file |
 | length | a minute of a 1-minute video | a minute of longer ones, with the embedded model; peak memory |
 | start | the imports alone | `import ave_clip`, and the first result of the embedded model |
+| mini | `ave-clip-mini` without fast inference | the default model, from a 1-minute 640x360 file |
 | extraction | the towers alone, on the same clips | `extract_features.py` with its decoding workers |
 
-`ratio` is the reference's time over what is measured (or memory), so that higher is better, and `at_least` what is
-aimed at. Weights are random unless `--model` names a converted AudioCLIP; the pictures are drawn.
+`ratio` is the time (or memory) of the reference divided by the measured one, so higher is better; `at_least` is the
+target. Weights are random unless `--model` names a converted AudioCLIP; the frames are drawn.
 
     python examples/benchmarks/pipeline.py --output pipeline.json
     python examples/benchmarks/pipeline.py --quick --parts localize start
@@ -34,15 +35,18 @@ from transformers.utils import logging
 
 import ave_clip
 from ave_clip import AudioCLIPFeatureExtractor, AVEClipForLocalization
-from ave_clip.data.synthetic import generate_synthetic_ave
-from ave_clip.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from ave_clip.core.categories import labels_with_background
+from ave_clip.core.modeling_ave_clip_mini import AVEClipMiniForLocalization
+from ave_clip.core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from ave_clip.data.synthetic.clips import generate_synthetic_ave
+from ave_clip.programs import program
 from ave_clip.training.checkpoints import build_localizer, build_processor
 
-PARTS = ("localize", "length", "start", "extraction")
+PARTS = ("localize", "length", "start", "mini", "extraction")
 EXTRACTION = Path(__file__).resolve().parents[1] / "extract_features.py"
-SAMPLE = Path(ave_clip.DEFAULT_CHECKPOINT).with_name("sample.mp4")
-CLIP_SECONDS = 10
-# Short videos are localized again and again, for a steadier median.
+SAMPLE = Path(ave_clip.DEFAULT_CHECKPOINT).with_name("synthetic_sample.mp4")
+CLIP_SECONDS, MINI_SECONDS = 10, 60
+# Short videos are localized repeatedly, for a more stable median.
 STREAMS_AT_MOST, STREAM_SECONDS = 5, 20
 NUM_LABELS = 29
 AT_LEAST = {
@@ -53,6 +57,7 @@ AT_LEAST = {
 }
 MEGABYTES_MORE_AT_MOST = 300
 SECONDS_ABOVE_IMPORTS_AT_MOST = 2
+TIMES_REAL_TIME_AT_LEAST = 30
 IMPORTS = "import torch, transformers"
 PIPELINE_IMPORTS = "import torch; from transformers import pipeline"
 FIRST_RESULT = (
@@ -64,14 +69,14 @@ FIRST_RESULT = (
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = parser_for(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--model", help="Folder of a converted AudioCLIP; random weights by default.")
-    parser.add_argument("--frames", type=int, nargs="+", help="Frames a segment; 4 and 16, with --quick 4.")
+    parser.add_argument("--model", help="Folder of a converted AudioCLIP. Default: random weights.")
+    parser.add_argument("--frames", type=int, nargs="+", help="Frames per segment. Default: 4 and 16, with --quick 4.")
     parser.add_argument(
-        "--minutes", type=int, nargs="+", help="Lengths of videos; 1, 10 and 60, with --quick 1 and 5."
+        "--minutes", type=int, nargs="+", help="Lengths of videos. Default: 1, 10 and 60, with --quick 1 and 5."
     )
-    parser.add_argument("--clips", type=int, help="Clips of the extraction; 12, with --quick 6.")
+    parser.add_argument("--clips", type=int, help="Clips of the extraction. Default: 12, with --quick 6.")
     parser.add_argument("--num_workers", type=int, default=2, help="Processes that decode in the extraction.")
-    parser.add_argument("--stream", metavar="VIDEO", help="Only localize this video, and print what that took.")
+    parser.add_argument("--stream", metavar="VIDEO", help="Only localize this video, and print time and memory.")
     args = parse(parser, argv)
     args.frames = args.frames or ([4] if args.quick else [4, 16])
     args.minutes = sorted(args.minutes or ([1, 5] if args.quick else [1, 10, 60]))
@@ -82,7 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class FullSize:
-    """A localizer on AudioCLIP's towers, made when it is first asked for, and one clip."""
+    """A localizer with AudioCLIP's towers, built on first use, and one clip."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self._encoder = args, folder, None
@@ -98,7 +103,7 @@ class FullSize:
         return path if path.exists() else write_recording(path, CLIP_SECONDS)
 
     def localizer(self) -> AVEClipForLocalization:
-        names = {index: str(index) for index in range(NUM_LABELS)}
+        names = labels_with_background(map(str, range(NUM_LABELS - 1)))
         return build_localizer(self.encoder, names).eval().optimize_for_inference()
 
     def processor(self, num_frames: int):
@@ -112,7 +117,7 @@ class FullSize:
 
 
 def measure_localize(args: argparse.Namespace, full: FullSize) -> list[dict]:
-    """The whole pipeline beside the towers, which get the clip's frames decoded and normalised."""
+    """Measures the whole pipeline against the towers, which get decoded and normalized frames."""
     localizer = full.localizer()
     return [_localize(args, full, localizer, count) for count in args.frames]
 
@@ -134,9 +139,9 @@ def _localize(args: argparse.Namespace, full: FullSize, localizer: AVEClipForLoc
 
 
 def measure_length(args: argparse.Namespace, full: FullSize) -> list[dict]:
-    """A minute of videos of several lengths, each in a process of its own.
+    """Measures the time per minute of videos of several lengths, each in its own process.
 
-    These cannot take turns, so their ratio is that of processor time, which other programs disturb less.
+    These cannot be interleaved, so their ratio is of processor time, which other programs disturb less.
     """
     minute = repeat_recording(full.clip(), full.folder / "minute.mp4", 60 // CLIP_SECONDS)
     facts = {minutes: _stream_in_process(minute, full.folder / "long.mp4", minutes) for minutes in args.minutes}
@@ -164,10 +169,10 @@ def _stream_in_process(minute: Path, path: Path, minutes: int) -> dict[str, floa
 
 
 def stream(video: str) -> dict[str, float]:
-    """Localize one video with the embedded model after a warm-up: medians of times, peak memory of this process."""
+    """Localizes one video with the embedded model after a warm-up; returns medians of times and peak memory."""
     localize = AudioVisualEventLocalizationPipeline(
-        model=AVEClipForLocalization.from_pretrained(ave_clip.DEFAULT_CHECKPOINT),
-        processor=AutoProcessor.from_pretrained(ave_clip.DEFAULT_CHECKPOINT),
+        model=AVEClipForLocalization.from_pretrained("ave-clip-tiny"),
+        processor=AutoProcessor.from_pretrained("ave-clip-tiny"),
         device="cpu",
     )
     localize(str(SAMPLE))
@@ -190,7 +195,7 @@ def _stream_once(localize: AudioVisualEventLocalizationPipeline, video: str) -> 
 
 
 def measure_start(args: argparse.Namespace, full: FullSize) -> list[dict]:
-    """Fresh interpreters, in turns."""
+    """Measures the start of new interpreters, interleaved."""
     imports = {REFERENCE: IMPORTS, "package": f"{IMPORTS}, ave_clip"}
     package = _time_programs(imports, args.rounds)
     first = _time_programs({REFERENCE: PIPELINE_IMPORTS, "result": FIRST_RESULT}, args.rounds)
@@ -213,8 +218,32 @@ def _time_programs(programs: dict[str, str], rounds: int) -> dict[str, dict[str,
     return interleaved({name: lambda code=code: run(code) for name, code in programs.items()}, rounds)
 
 
+def measure_mini(args: argparse.Namespace, full: FullSize) -> list[dict]:
+    """Measures the default model with decoding, with and without its fast towers, and compares the scores."""
+    video = str(repeat_recording(full.clip(), full.folder / "mini.mp4", MINI_SECONDS // CLIP_SECONDS))
+    localizers = {}
+    for name in (REFERENCE, "mini"):
+        model = AVEClipMiniForLocalization.from_pretrained("ave-clip-mini").eval()
+        processor = AutoProcessor.from_pretrained("ave-clip-mini")
+        localizers[name] = AudioVisualEventLocalizationPipeline(model=model, processor=processor, device="cpu")
+    localizers[REFERENCE].model.undo_inference_optimization()
+    times = interleaved(
+        {name: lambda localize=localize: localize(video) for name, localize in localizers.items()}, args.rounds
+    )
+    scores = [[segment["score"] for segment in localize(video)["segments"]] for localize in localizers.values()]
+    return [
+        {
+            "row": f"ave-clip-mini, {MINI_SECONDS} s",
+            **times["mini"],
+            "times_real_time": round(1000 * MINI_SECONDS / times["mini"]["milliseconds"], 1),
+            "times_real_time_at_least": TIMES_REAL_TIME_AT_LEAST,
+            "max_difference": max(abs(own - plain) for own, plain in zip(*scores, strict=True)),
+        }
+    ]
+
+
 def measure_extraction(args: argparse.Namespace, full: FullSize) -> list[dict]:
-    """Stage 2 on copies of one clip, between two measurements of the towers on the same frames."""
+    """Measures stage 2 on copies of one clip, between two measurements of the towers on the same frames."""
     data, count = full.folder / "data", args.frames[-1]
     generate_synthetic_ave(data, num_videos=args.clips, num_workers=1)
     for video in data.glob("AVE/*.mp4"):
@@ -254,7 +283,7 @@ def _extract(args: argparse.Namespace, data: Path, model: Path, output: Path, co
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
 
-MEASURES = dict(zip(PARTS, (measure_localize, measure_length, measure_start, measure_extraction)))
+MEASURES = dict(zip(PARTS, (measure_localize, measure_length, measure_start, measure_mini, measure_extraction)))
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -272,4 +301,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

@@ -1,4 +1,4 @@
-"""Recordings that the benchmarks read: drawn and encoded once, made longer by repeating their packets."""
+"""Recordings for the benchmarks: drawn and encoded once, and made longer by repeating their packets."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ BIT_RATE = 800_000
 
 
 def scenery(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A picture with detail of every size, `(height, width, 3)` uint8."""
+    """Returns an image with details of every size, `(height, width, 3)` uint8."""
     rng, picture = np.random.default_rng(seed), np.zeros((height, width, 3))
     for cell in (8, 16, 32, 64):
         coarse = rng.normal(size=(height // cell + 2, width // cell + 2, 3))
@@ -25,17 +25,17 @@ def scenery(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 
 def moving(number: int, background: np.ndarray) -> np.ndarray:
-    """The camera pans: everything moves."""
+    """Frame of a panning camera: everything moves."""
     return np.roll(background, (number, 3 * number), axis=(0, 1))
 
 
 def still(number: int, background: np.ndarray) -> np.ndarray:
-    """One picture all the time."""
+    """Frame of a static scene."""
     return background
 
 
 def talking(number: int, background: np.ndarray) -> np.ndarray:
-    """A head moves a little and its mouth opens and shuts, before a background that stands still."""
+    """Frame of a talking head, which moves slightly in front of a static background."""
     picture = background.copy()
     height, width = background.shape[:2]
     rows, columns = np.ogrid[:height, :width]
@@ -51,7 +51,7 @@ SCENES: dict[str, Callable[[int, np.ndarray], np.ndarray]] = {"moving": moving, 
 
 
 def write_recording(path: Path, seconds: int = 10, scene: str = "moving", seed: int = 0) -> Path:
-    """Encode a recording as H.264 and AAC: pictures of a scene, and noise that swells once a second."""
+    """Encodes a recording as H.264 and AAC: frames of a scene, and noise that swells once per second."""
     background = scenery(seed)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FRAME_RATE, options={"preset": "veryfast"})
@@ -78,7 +78,7 @@ def _sound(seconds: int, seed: int):
 
 
 def repeat_recording(source: Path, target: Path, times: int) -> Path:
-    """Join a recording to itself without encoding it again; all its tracks last equally long."""
+    """Repeats a recording without encoding it again; all tracks have the same length."""
     with av.open(str(source)) as recording, av.open(str(target), "w") as container:
         streams = {stream.index: container.add_stream_from_template(stream) for stream in recording.streams}
         latest = dict.fromkeys(streams, -math.inf)
@@ -92,7 +92,7 @@ def repeat_recording(source: Path, target: Path, times: int) -> Path:
                     or packet.pts * packet.time_base >= length
                     or packet.dts + shift <= latest[index]
                 ):
-                    continue  # past the end, or the encoder's delay at a joint
+                    continue  # beyond the end, or the encoder's delay at a joint
                 packet.dts, packet.pts = packet.dts + shift, packet.pts + shift
                 latest[index], packet.stream = packet.dts, streams[index]
                 container.mux(packet)

@@ -1,8 +1,8 @@
-"""Runs the benchmarks, merges their results, and tells when something became slower.
+"""Runs the benchmarks, merges their results, and reports slowdowns.
 
-Each part runs in a process of its own. `--check` compares every ratio with that of the committed results and fails
-where one dropped by more than 15 %; a part that seems slower is measured once more first, and its better ratio counts.
-Ratios are of interleaved runs, so they hold on a busy machine, but only on machines of one kind.
+Each benchmark runs in a separate process. `--check` compares every ratio with the committed results and fails if one
+dropped by more than 15 %; a benchmark that seems slower is first measured again, and the better ratio counts. Ratios
+come from interleaved runs, so they are valid on a busy machine, but they depend on the kind of machine.
 
     python examples/benchmarks/run.py --quick                        (under 5 minutes)
     python examples/benchmarks/run.py --output examples/benchmarks/results/reference.json
@@ -16,22 +16,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ave_clip.programs import program
 from ave_clip.training.arguments import describe_run, write_json
 
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = FOLDER / "results" / "reference.json"
-# Each with what it leaves out when it must be quick.
-PARTS = {"encoders": (), "fusion": (), "localizer": (), "pipeline": ("--parts", "localize", "start")}
+# Each benchmark with its options for `--quick`.
+PARTS = {"encoders": (), "fusion": (), "localizer": (), "pipeline": ("--parts", "localize", "start", "mini")}
 WITH_ENCODERS = ("encoders", "pipeline")
 TOLERATED_DROP = 0.15
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="Few rounds; then compare with the committed results.")
+    parser.add_argument("--quick", action="store_true", help="Run few rounds and compare with the committed results.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--model", help="Folder of a converted AudioCLIP; random weights by default.")
-    parser.add_argument("--threads", type=int, help="Of torch; those of the committed results by default.")
+    parser.add_argument("--model", help="Folder of a converted AudioCLIP. Default: random weights.")
+    parser.add_argument("--threads", type=int, help="Threads of torch. Default: as in the committed results.")
     parser.add_argument("--check", help=f"Results to compare with; {COMMITTED.name} of results/ with --quick.")
     parser.add_argument("--output", help="JSON file for the merged results.")
     args = parser.parse_args(argv)
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_part(name: str, args: argparse.Namespace) -> list[dict]:
-    """Run one benchmark in a process of its own and return its rows."""
+    """Runs one benchmark in a separate process and returns its rows."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
         command = [sys.executable, str(FOLDER / f"{name}.py"), "--output", str(output)]
@@ -53,7 +54,7 @@ def run_part(name: str, args: argparse.Namespace) -> list[dict]:
 
 
 def dropped(rows: Sequence[Mapping], committed: Mapping[str, float]) -> list[str]:
-    """One sentence for each row whose ratio is more than the tolerated share below the committed one."""
+    """Returns a sentence per row whose ratio is below the committed one by more than the tolerated fraction."""
     return [
         f"{row['row']}: {row['ratio']:g} times the reference, committed {committed[row['row']]:g}"
         for row in rows
@@ -62,12 +63,12 @@ def dropped(rows: Sequence[Mapping], committed: Mapping[str, float]) -> list[str
 
 
 def better(rows: Sequence[dict], again: Sequence[dict]) -> list[dict]:
-    """Of each row the measurement with the higher ratio."""
+    """Returns the measurement with the higher ratio of each row."""
     return [max(pair, key=lambda row: row["ratio"]) for pair in zip(rows, again)]
 
 
 def committed_ratios(path: str | None) -> tuple[dict[str, float], int | None]:
-    """Ratios by row, and the threads they were measured with."""
+    """Returns the ratios by row, and the number of threads with which they were measured."""
     if path is None:
         return {}, None
     content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -95,4 +96,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, rows of results, one command line."""
+"""Shared parts of the benchmarks: interleaved timing, rows of results, command-line options."""
 
 import argparse
 import resource
@@ -17,17 +17,17 @@ REFERENCE = "reference"
 
 
 def parser_for(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of every benchmark."""
+    """Returns a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}.")
-    parser.add_argument("--rounds", type=int, help="Measured rounds of each row.")
-    parser.add_argument("--threads", type=int, help="Of torch; all cores by default.")
+    parser.add_argument("--rounds", type=int, help="Number of measured rounds per row.")
+    parser.add_argument("--threads", type=int, help="Number of threads of torch. Default: one per core.")
     parser.add_argument("--output", help="JSON file for the results.")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, fill in `rounds`, set the number of threads."""
+    """Parses the arguments, fills in `rounds` and sets the number of threads."""
     args = parser.parse_args(argv)
     args.rounds = (QUICK_ROUNDS if args.quick else ROUNDS) if args.rounds is None else args.rounds
     for name in ("rounds", "threads"):
@@ -39,14 +39,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Time several ways of doing one thing in turns, so that a busy machine slows all of them.
+    """Times several implementations of one task in turns, so that a busy machine slows all of them.
 
     Args:
-        calls (`Mapping[str, Callable]`): What to time by name; one is called "reference".
-        rounds (`int`): How often, after one warm-up of each.
+        calls (`Mapping[str, Callable]`): Functions to time, by name; one is called "reference".
+        rounds (`int`): Number of rounds, after one warm-up of each function.
 
     Returns:
-        By name, `milliseconds` (the median) and `ratio` (median over the rounds of the reference's time over its own).
+        By name, `milliseconds` (the median) and `ratio` (median over the rounds of the reference's time divided by the
+        function's time).
     """
     seconds = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -66,7 +67,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def own_peak_megabytes() -> float:
-    """Largest resident memory of this program so far; `getrusage` on Linux counts what started it, too."""
+    """Returns the peak resident memory of this program; `getrusage` on Linux would include its parent process."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     peaks = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")]
@@ -75,7 +76,7 @@ def own_peak_megabytes() -> float:
 
 
 def finish(rows: list[dict], args: argparse.Namespace, argv: Sequence[str] | None) -> dict:
-    """Print the rows; return them with the machine and the versions, and write that to `--output`."""
+    """Prints the rows, returns them with the machine and the versions, and writes both to `--output`."""
     for row in rows:
         print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
     content = {"rows": rows, "threads": torch.get_num_threads(), **describe_run(args, argv)}

@@ -1,8 +1,8 @@
-"""How fast stage 3 trains: one step (forward, backward, clipping, AdamW) of the paper's localizer on cached features.
+"""Benchmark of stage 3: one training step (forward, backward, clipping, AdamW) of the paper's localizer on features.
 
-What it prints: clips per second, time of a step and peak memory, for pooled and for dense features (49 x 1024), ten
-segments a clip. `--output` also writes them as JSON with the machine and the versions. The features are random: only
-their shapes matter for speed.
+It prints clips per second, time per step and peak memory, for pooled and for dense features (49 x 1024) with ten
+segments per clip. `--output` also writes them as JSON with the machine and the versions. The features are random: only
+their shapes affect the speed.
 
     python examples/benchmarks/train_step.py --output train_step.json
     python examples/benchmarks/train_step.py --threads 1 --batch_size 16 --quick
@@ -17,13 +17,15 @@ import torch
 from timing import finish, own_peak_megabytes
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip.core.categories import labels_with_background
+from ave_clip.programs import program
 from ave_clip.training.dropout import use_keyed_dropout
 
 NUM_SEGMENTS = 10
 NUM_LABELS = 29
 NUM_LOCATIONS = 49
 WARM_UP_STEPS = 2
-# Pooled features first: peak memory only ever rises.
+# Pooled features come first, because peak memory never decreases.
 FEATURE_TYPES = ("pooled", "dense")
 
 
@@ -31,10 +33,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20, help=f"Measured steps, after {WARM_UP_STEPS} of warm-up.")
-    parser.add_argument("--threads", type=int, help="Of torch; all cores by default.")
-    parser.add_argument("--device", default="cpu", help="For example cuda.")
-    parser.add_argument("--quick", action="store_true", help="Three measured steps.")
+    parser.add_argument("--steps", type=int, default=20, help=f"Measured steps, after {WARM_UP_STEPS} warm-up steps.")
+    parser.add_argument("--threads", type=int, help="Number of threads of torch. Default: one per core.")
+    parser.add_argument("--device", default="cpu", help="Device, for example cuda.")
+    parser.add_argument("--quick", action="store_true", help="Measure three steps only.")
     parser.add_argument("--output", help="JSON file for the results.")
     args = parser.parse_args(argv)
     for name in ("batch_size", "hidden_size", "steps", "threads"):
@@ -44,8 +46,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_step(args: argparse.Namespace, visual_feature_type: str) -> Callable[[], None]:
-    """A function that trains the paper's localizer by one step on one fixed batch."""
-    names = {index: str(index) for index in range(NUM_LABELS)}
+    """Returns a function that runs one training step of the paper's localizer on a fixed batch."""
+    names = labels_with_background(map(str, range(NUM_LABELS - 1)))
     options = {"visual_feature_type": visual_feature_type, "hidden_size": args.hidden_size, "id2label": names}
     localizer = AVEClipForLocalization(AVEClipConfig.paper(use_encoders=False, **options)).to(args.device).train()
     dropout = use_keyed_dropout(localizer)
@@ -65,7 +67,7 @@ def build_step(args: argparse.Namespace, visual_feature_type: str) -> Callable[[
 
 
 def random_batch(args: argparse.Namespace, config: AVEClipConfig) -> dict[str, torch.Tensor]:
-    """Features and labels of `--batch_size` clips; what each of them says does not matter here."""
+    """Returns random features and labels of `--batch_size` clips."""
     generator = torch.Generator().manual_seed(0)
     clips = (args.batch_size, NUM_SEGMENTS)
     locations = () if config.visual_feature_type == "pooled" else (NUM_LOCATIONS,)
@@ -79,7 +81,7 @@ def random_batch(args: argparse.Namespace, config: AVEClipConfig) -> dict[str, t
 
 
 def measure(args: argparse.Namespace, visual_feature_type: str) -> dict[str, str | float]:
-    """Time the steps of one kind of features."""
+    """Measures the steps with one kind of features."""
     step, seconds = build_step(args, visual_feature_type), []
     for _ in range(WARM_UP_STEPS + (3 if args.quick else args.steps)):
         started = time.perf_counter()
@@ -107,4 +109,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

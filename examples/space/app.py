@@ -1,4 +1,4 @@
-"""A Gradio Space: choose a video, see which events are both heard and seen in it, and when.
+"""A Gradio Space: choose a video and see which events are both heard and seen in it, and when.
 
 It shows the timeline, a table of the events and the video with both drawn on it, and offers the result in every format
 that ave-clip writes. To run it on your own machine:
@@ -11,7 +11,6 @@ The settings, all of them environment variables, are in README.md beside this fi
 import dataclasses
 import html
 import os
-import re
 import tempfile
 import threading
 from collections import OrderedDict
@@ -20,44 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from space_limits import MEGABYTE, Settings, UnusableVideoError, check_labels, check_video, read_settings, too_long
 from transformers import AutoConfig, pipeline
 
 import ave_clip
 from ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
-from ave_clip.categories import BACKGROUND_LABEL
-from ave_clip.data.synthetic import SYNTHETIC_CATEGORIES, draw_script, render_clip
-from ave_clip.drawing import one_line, percent
-from ave_clip.formats import FORMATS, SUFFIXES
-from ave_clip.overlay import write_overlay
-from ave_clip.pipeline_ave_clip import parse_labels
-from ave_clip.timeline import plot_timeline
-from ave_clip.video_io import VideoInfo, VideoReadError, probe_video
+from ave_clip.core.categories import BACKGROUND_LABEL
+from ave_clip.core.events import DECODERS
+from ave_clip.data.synthetic.clips import SYNTHETIC_CATEGORIES, draw_script, render_clip
+from ave_clip.outputs.drawing import one_line, percent
+from ave_clip.outputs.formats import FORMATS
+from ave_clip.outputs.overlay import write_overlay
+from ave_clip.outputs.timeline import plot_timeline
+from ave_clip.programs import program
 
 TASK = "audio-visual-event-localization"
 SAMPLE = Path(ave_clip.__file__).parent / "assets" / "sample.mp4"
-SYNTHETIC_CLIPS = (1, 5)  # of the synthetic test split: events at other places than the sample's
-DECODERS = {
-    "Merge short runs": "merge",
-    "Viterbi": "viterbi",
-    "One event a video": "single_event",
-    "Each second for itself": "none",
-}
+SYNTHETIC_CLIPS = (5,)  # of the synthetic test split: an event at another time than the sample's
 TABLE_HEADERS = ("Start", "End", "Event", "Score")
-FORMAT_NAMES = {
-    "csv": "CSV",
-    "json": "JSON",
-    "jsonl": "JSON Lines",
-    "srt": "SRT",
-    "vtt": "WebVTT",
-    "audacity": "Audacity",
-    "elan": "ELAN",
-}
 PICTURES = {"Timeline PNG": ".png", "Timeline SVG": ".svg", "Timeline HTML": ".html"}
-DOWNLOADS = (*FORMAT_NAMES.values(), *PICTURES)
-MEGABYTE = 2**20  # as Gradio counts
-MAX_PIXELS = 3840 * 2160
-MAX_LABELS = 50
-MAX_LABEL_CHARACTERS = 100
+DOWNLOADS = (*(entry.title for entry in FORMATS.values()), *PICTURES)
+PAGE_DECODER = "viterbi"  # suits every model: it keeps single seconds of background beside an event
 MAX_WAITING = 20
 DELETE_EVERY_SECONDS, DELETE_AFTER_SECONDS = 600, 3600
 IS_DARK = "(...values) => [...values.slice(0, -1), document.body.classList.contains('dark')]"
@@ -79,67 +61,8 @@ STYLE = """
 """
 
 
-class UnusableVideoError(ValueError):
-    """A video that this app does not take. The message is for its visitors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the app offers and allows.
-
-    Attributes:
-        models: Folder or Hub id of each model by the name shown. The first is chosen at the start.
-        max_seconds: Longest video.
-        max_megabytes: Largest file.
-        cached_models: Models kept in memory at once.
-    """
-
-    models: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"ave-clip-tiny": ave_clip.DEFAULT_CHECKPOINT}
-    )
-    max_seconds: float = 300
-    max_megabytes: float = 100
-    cached_models: int = 2
-
-
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Settings from environment variables.
-
-    Args:
-        environment (`Mapping`): `AVE_CLIP_MODELS` holds models between commas, each a folder or Hub id, or
-            `name=folder or id`; `AVE_CLIP_MAX_SECONDS`, `AVE_CLIP_MAX_MB` and `AVE_CLIP_CACHED_MODELS` hold numbers.
-
-    Raises:
-        ValueError: Two models of one name, an empty one, or something else than a number above 0.
-    """
-    defaults = Settings()
-    models = {}
-    for entry in filter(None, map(str.strip, environment.get("AVE_CLIP_MODELS", "").split(","))):
-        name, separator, place = (part.strip() for part in entry.partition("="))
-        place = place if separator else name
-        name = name if separator else Path(name).name
-        if not name or not place or name in models:
-            raise ValueError(f"AVE_CLIP_MODELS: {entry!r} has no name or place of its own. Write name=folder-or-id.")
-        models[name] = ave_clip.DEFAULT_CHECKPOINT if place == "ave-clip-tiny" else place
-    return Settings(
-        models=models or defaults.models,
-        max_seconds=_positive(environment, "AVE_CLIP_MAX_SECONDS", defaults.max_seconds),
-        max_megabytes=_positive(environment, "AVE_CLIP_MAX_MB", defaults.max_megabytes),
-        cached_models=max(1, int(_positive(environment, "AVE_CLIP_CACHED_MODELS", defaults.cached_models))),
-    )
-
-
-def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
-    text = environment.get(name, "").strip()
-    if not text:
-        return default
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) <= 0:
-        raise ValueError(f"{name}={text!r}, but it must be a number above 0, such as {default}.")
-    return float(text)
-
-
 class Models:
-    """The models on offer. Those used last stay in memory.
+    """The available models. The most recently used ones stay in memory.
 
     Args:
         settings ([`Settings`]): `models` and `cached_models`.
@@ -151,10 +74,10 @@ class Models:
         self.lock = threading.Lock()
 
     def config(self, name: str) -> Any:
-        """The configuration of a model.
+        """Returns the configuration of a model.
 
         Raises:
-            ValueError: No such model is on offer, or it cannot be read.
+            ValueError: if there is no such model, or it cannot be read.
         """
         if name not in self.settings.models:
             raise ValueError(f"There is no model {name!r} here. Choose one of {', '.join(self.settings.models)}.")
@@ -164,7 +87,7 @@ class Models:
             raise ValueError(f"The model {name} cannot be loaded: {error}") from error
 
     def load(self, name: str) -> Any:
-        """The pipeline of a model.
+        """Returns the pipeline of a model.
 
         Raises:
             ValueError: As [`config`].
@@ -178,88 +101,35 @@ class Models:
             return self.cache[name]
 
     def _make(self, name: str) -> Any:
-        takes_labels = _is_audioclip(self.config(name))
-        classes = (AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline)
+        if _needs_labels(self.config(name)):
+            task, pipeline_class = f"zero-shot-{TASK}", ZeroShotAudioVisualEventLocalizationPipeline
+        else:
+            task, pipeline_class = TASK, AudioVisualEventLocalizationPipeline
         try:
-            # Our class also where the checkpoint brings its own code.
+            # Our own class even if the checkpoint contains custom code.
             return pipeline(
-                "zero-shot-" * takes_labels + TASK,
+                task,
                 model=self.settings.models[name],
-                pipeline_class=classes[takes_labels],
+                pipeline_class=pipeline_class,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"The model {name} cannot be loaded: {error}") from error
 
 
-def _is_audioclip(config: Any) -> bool:
-    """Whether a model looks for any labels, rather than for those it was trained on."""
-    return config.model_type == ave_clip.AudioCLIPConfig.model_type
-
-
-def check_video(path: str | None, settings: Settings) -> VideoInfo:
-    """Refuse a video before anything of it is decoded but the first picture.
-
-    Args:
-        path (`str`, *optional*): The file.
-        settings ([`Settings`]): The limits.
-
-    Raises:
-        UnusableVideoError: No file, or one that is too large, too long, no video, or without sound or pictures.
-    """
-    if not path:
-        raise UnusableVideoError("Choose a video first: upload one, record one, or take an example.")
-    name, megabytes = Path(path).name, os.path.getsize(path) / MEGABYTE
-    if megabytes > settings.max_megabytes:
-        raise UnusableVideoError(
-            f"{name} has {megabytes:.1f} MB, but at most {settings.max_megabytes:g} MB are taken here. "
-            "Cut it, or make its pictures smaller."
-        )
+def _needs_labels(config: Any) -> bool:
+    """Whether a model has no labels of its own, as an AudioCLIP."""
     try:
-        info = probe_video(path)
-    except VideoReadError as error:
-        raise UnusableVideoError(str(error).replace(path, name)) from error
-    if info.duration_seconds > settings.max_seconds + 1:
-        raise UnusableVideoError(_too_long(name, f"lasts {info.duration_seconds:.0f} s", settings))
-    missing = [what for what, has in (("sound track", info.has_audio), ("pictures", info.has_video)) if not has]
-    if missing:
-        raise UnusableVideoError(
-            f"{name} has no {missing[0]}. An audio-visual event is heard and seen at once, so there is nothing to "
-            "find in it. Choose a video with sound."
-        )
-    if info.width * info.height > MAX_PIXELS:
-        raise UnusableVideoError(
-            f"The pictures of {name} have {info.width} x {info.height} pixels, but at most 3840 x 2160 are taken "
-            "here. Make them smaller."
-        )
-    return info
-
-
-def _too_long(name: str, length: str, settings: Settings) -> str:
-    return f"{name} {length}, but at most {settings.max_seconds:g} s are taken here. Cut it to the part that matters."
-
-
-def check_labels(text: str) -> list[str]:
-    """Labels from a text with commas or line breaks between them.
-
-    Raises:
-        ValueError: None, too many, too long, twice the same, or "background".
-    """
-    entries = [entry for entry in re.split(r"[,\n]", text or "") if entry.strip()]
-    if not entries:
-        raise ValueError("This model looks for what you name: write one or more labels, such as: dog bark, bell.")
-    if len(entries) > MAX_LABELS or max(map(len, entries)) > MAX_LABEL_CHARACTERS:
-        raise ValueError(
-            f"Got {len(entries)} labels, the longest of {max(map(len, entries))} characters, but at most {MAX_LABELS} "
-            f"labels of {MAX_LABEL_CHARACTERS} characters are taken here."
-        )
-    return parse_labels(entries)
+        AudioVisualEventLocalizationPipeline.check_model_type(config)
+    except ValueError:
+        return True
+    return False
 
 
 def message(text: str, kind: str = "") -> str:
-    """A text as HTML that shows it letter for letter: no markup, and no template of Gradio's.
+    """Returns a text as HTML that shows it literally: without markup, and without templates of Gradio.
 
     Args:
-        text (`str`): Whatever came from outside.
+        text (`str`): Any text, including user input.
         kind (`str`): `""`, `"plain"` or `"error"`.
     """
     escaped = html.escape(one_line(text)).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
@@ -268,7 +138,7 @@ def message(text: str, kind: str = "") -> str:
 
 
 def describe_video(path: str | None, settings: Settings) -> str:
-    """What is known about a file that was just chosen, or why it cannot be used."""
+    """Returns HTML with the facts about a chosen file, or the reason why it cannot be used."""
     if not path:
         return ""
     try:
@@ -280,28 +150,28 @@ def describe_video(path: str | None, settings: Settings) -> str:
 
 
 def describe_model(name: str, models: Models) -> tuple[str, bool]:
-    """What a model looks for, as HTML, and whether it takes labels."""
+    """Returns HTML with the events of a model, and whether it takes labels."""
     try:
         config = models.config(name)
     except ValueError as error:
         return message(str(error), "error"), False
-    if _is_audioclip(config):
-        return message("AudioCLIP looks for the labels you write below, without training.", "plain"), True
+    if _needs_labels(config):
+        return message("This model looks for the labels that you write below, without training.", "plain"), True
     labels = [label for label in config.id2label.values() if label != BACKGROUND_LABEL]
-    text = (
-        f"This model knows {len(labels)} events: {', '.join(labels)}. Labels of your own need an AudioCLIP checkpoint"
-    )
-    others = " as model." if len(models.settings.models) > 1 else ", and this Space has none (see AVE_CLIP_MODELS)."
-    return message(text + others, "plain"), False
+    listed = f"{len(labels)} events: {', '.join(labels)}."
+    if hasattr(config, "concepts"):
+        text = f"This model looks for the labels that you write below, or without any for {listed}"
+        return message(text, "plain"), True
+    return message(f"This model knows {listed} For labels of your own, choose another model.", "plain"), False
 
 
 def make_examples(folder: Path) -> list[str]:
-    """The sample that comes with the package, and freshly made synthetic clips (a second each).
+    """Returns the samples in the package and new synthetic clips (each takes a second to make).
 
     Args:
-        folder (`Path`): Where to put them.
+        folder (`Path`): Folder of the clips.
     """
-    examples = [str(SAMPLE)]
+    examples = [str(SAMPLE), str(SAMPLE.with_name("synthetic_sample.mp4"))]
     for index in SYNTHETIC_CLIPS:
         script = draw_script(0, "test", index)
         path = folder / f"{SYNTHETIC_CATEGORIES[script.category].lower().replace(' ', '-')}.mp4"
@@ -312,15 +182,15 @@ def make_examples(folder: Path) -> list[str]:
 
 @dataclasses.dataclass
 class Request:
-    """What a visitor asks for.
+    """The request of a user.
 
     Attributes:
         video: The file.
-        model: Its name in the settings.
-        labels: For an AudioCLIP, what to look for.
-        decoder: How probabilities become events.
-        min_event_segments: Shortest event; `None` for the model's own.
-        agreement_threshold: For an AudioCLIP, the audio-image cosine from which sight and sound agree.
+        model: Name of the model in the settings.
+        labels: The labels to look for, for models that take any; empty for the model's own.
+        decoder: How probabilities become events; `None` for the decoder of the model.
+        min_event_segments: Minimum length of events; `None` for the model's setting.
+        agreement_threshold: For AudioCLIP, the smallest audio-image cosine at which audio and image agree.
         with_overlay: Whether to write the video with the result drawn on it.
         theme: Colours of the timeline, `"light"` or `"dark"`.
     """
@@ -328,7 +198,7 @@ class Request:
     video: str | None
     model: str
     labels: str = ""
-    decoder: str = "merge"
+    decoder: str | None = None
     min_event_segments: int | None = None
     agreement_threshold: float | None = None
     with_overlay: bool = True
@@ -336,20 +206,20 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The video's name, without the place where it lies here."""
+        """File name of the video, without its path on this machine."""
         return Path(self.video or "").name
 
 
 @dataclasses.dataclass
 class Shown:
-    """What the page shows of a run; nothing where nothing is there yet.
+    """The outputs of a run on the page; empty until available.
 
     Attributes:
         status: HTML.
-        timeline: Picture file.
-        rows: Of the table of events.
+        timeline: Image file.
+        rows: Rows of the table of events.
         overlay: Video file.
-        files: To download, by the name of their button.
+        files: Files to download by the name of their button.
     """
 
     status: str = ""
@@ -365,15 +235,15 @@ class Shown:
 
 
 def run(request: Request, models: Models, progress: Callable[..., Any]) -> Iterator[Shown]:
-    """Localize, and show each part of the result as soon as it is there.
+    """Localizes events, and yields each part of the result as soon as it is available.
 
     Args:
-        request ([`Request`]): What to do.
-        models ([`Models`]): The models on offer.
-        progress (`gr.Progress`): Called with a share from 0 to 1 and `desc`.
+        request ([`Request`]): The request.
+        models ([`Models`]): The available models.
+        progress (`gr.Progress`): Called with a fraction from 0 to 1 and `desc`.
 
     Yields:
-        [`Shown`]: The last one is complete. What went wrong stands in its `status`.
+        [`Shown`]: The last one is complete. Errors are in its `status`.
     """
     with tempfile.TemporaryDirectory(prefix="ave-clip-space-") as folder:
         try:
@@ -407,23 +277,24 @@ def _stages(request: Request, models: Models, progress: Callable[..., Any], fold
 
 
 def localize(request: Request, localizer: Any, settings: Settings, progress: Callable[..., Any]) -> dict[str, Any]:
-    """The pipeline's result for a request.
+    """Returns the pipeline's result for a request.
 
     Raises:
-        UnusableVideoError: A video that turns out to be longer than it declared.
-        ValueError: Labels or options that cannot be used, or a video that cannot be read.
+        UnusableVideoError: if the video is longer than it declares.
+        ValueError: if labels or options cannot be used, or the video cannot be read.
     """
     if isinstance(localizer, ZeroShotAudioVisualEventLocalizationPipeline):
         labels = check_labels(request.labels)
-        options = {"candidate_labels": labels, "agreement_threshold": request.agreement_threshold}
+        options = {"candidate_labels": labels, "agreement_threshold": request.agreement_threshold or None}
     else:
-        options = {"return_heatmaps": request.with_overlay}
+        labels = check_labels(request.labels) if request.labels.strip() else None
+        options = {"candidate_labels": labels, "return_heatmaps": request.with_overlay}
     seconds = localizer.segmenter.video_processor.segment_seconds
     show = reporter(progress, "Looking and listening", 0.05, 0.6)
 
     def report(name: str, done: int, total: int) -> None:
-        if done * seconds > settings.max_seconds + 1:  # recordings of browsers declare no length
-            raise UnusableVideoError(_too_long(request.name, "goes on for longer", settings))
+        if done * seconds > settings.max_seconds + 1:  # browser recordings declare no length
+            raise UnusableVideoError(too_long(request.name, "goes on for longer", settings))
         show(name, done, total)
 
     return localizer(
@@ -436,7 +307,7 @@ def localize(request: Request, localizer: Any, settings: Settings, progress: Cal
 
 
 def reporter(progress: Callable[..., Any], text: str, start: float, end: float) -> Callable[[str, float, float], None]:
-    """A function of (name, done, total) that moves Gradio's progress bar from `start` to `end`."""
+    """Returns a function of (name, done, total) that moves Gradio's progress bar from `start` to `end`."""
 
     def report(name: str, done: float, total: float) -> None:
         progress(start + (end - start) * min(1.0, done / total if total else 0.0), desc=text)
@@ -445,7 +316,7 @@ def reporter(progress: Callable[..., Any], text: str, start: float, end: float) 
 
 
 def table_rows(result: Mapping[str, Any]) -> list[list[Any]]:
-    """A row an event, in the order of `TABLE_HEADERS`."""
+    """Returns one row per event, in the order of `TABLE_HEADERS`."""
     return [
         [f"{event['start']:.1f} s", f"{event['end']:.1f} s", one_line(event["label"]), percent(event["score"])]
         for event in result["events"]
@@ -453,7 +324,7 @@ def table_rows(result: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def summary(name: str, result: Mapping[str, Any]) -> str:
-    """What was found, in a sentence."""
+    """Returns a sentence with the number of events."""
     events = len(result["events"])
     length = result["segments"][-1]["end"] if result["segments"] else 0.0
     if not events:
@@ -464,29 +335,29 @@ def summary(name: str, result: Mapping[str, Any]) -> str:
 
 
 def write_formats(name: str, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Write a result in every text format; returns the file for each button."""
+    """Writes a result in each text format; returns the file of each button."""
     files = {}
-    for kind, button in FORMAT_NAMES.items():
-        path = folder / (Path(name).stem + SUFFIXES[kind])
-        # ELAN links to the video: beside the file, rather than where it lies here.
-        text = FORMATS[kind](result, f"/{name}", "/") if kind == "elan" else FORMATS[kind](result, name)
+    for entry in FORMATS.values():
+        path = folder / (Path(name).stem + entry.suffix)
+        # A visitor keeps the file beside the video: a link must not lead to the temporary path on this machine.
+        text = entry.format(result, f"/{name}", "/") if entry.links_to_video else entry.format(result, name)
         path.write_text(text, encoding="utf-8", newline="")
-        files[button] = str(path)
+        files[entry.title] = str(path)
     return files
 
 
 def draw_timeline(request: Request, result: Mapping[str, Any], folder: Path, suffix: str) -> str:
-    """Draw the timeline into a file of the kind that the suffix says."""
+    """Draws the timeline into a file of the type of the suffix."""
     path = folder / f"{Path(request.name).stem}-timeline{suffix}"
     plot_timeline([(request.video, result)], path, theme=request.theme)
     return str(path)
 
 
 def build_app(settings: Settings, examples: list[str]) -> gr.Blocks:
-    """The page and what its buttons do.
+    """Builds the page and connects its buttons.
 
     Args:
-        settings ([`Settings`]): What to offer.
+        settings ([`Settings`]): Models and limits.
         examples (`list[str]`): Files to choose from.
     """
     models = Models(settings)
@@ -521,9 +392,10 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
         elem_id="labels",
     )
     with gr.Accordion("Options", open=False):
-        decoder = gr.Dropdown(list(DECODERS.items()), value="merge", label="Decoder", elem_id="decoder")
+        decoders = [(decoder.summary, name) for name, decoder in DECODERS.items()]
+        decoder = gr.Dropdown(decoders, value=PAGE_DECODER, label="Decoder", elem_id="decoder")
         shortest = gr.Number(
-            0, label="Shortest event (segments)", precision=0, minimum=0, maximum=60, info="0: the model's own."
+            0, label="Shortest event (segments)", precision=0, minimum=0, maximum=60, info="0: the model's setting."
         )
         threshold = gr.Number(
             0,
@@ -531,7 +403,7 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
             minimum=-1,
             maximum=1,
             step=0.01,
-            info="Similarity from which sight and sound are one event. Lower finds more.",
+            info="Smallest similarity of audio and image in an event. Lower values find more events.",
         )
     overlay = gr.Checkbox(True, label="Draw heat map and labels on the video", elem_id="with-overlay")
     start = gr.Button("Find events", variant="primary", elem_id="start")
@@ -581,8 +453,8 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
     def find_events(
         video: str | None,
         model: str,
-        labels: str = "",
-        decoder: str = "merge",
+        labels: str | None = "",
+        decoder: str = PAGE_DECODER,
         min_event_segments: float | None = 0,
         agreement_threshold: float | None = 0,
         with_overlay: bool = True,
@@ -592,7 +464,8 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
         """Find the audio-visual events of a video."""
         shortest = int(min_event_segments or 0) or None
         theme = "dark" if is_dark else "light"
-        request = Request(video, model, labels, decoder, shortest, agreement_threshold, with_overlay, theme)
+        # Gradio sends `None` for an untouched text box.
+        request = Request(video, model, labels or "", decoder, shortest, agreement_threshold, with_overlay, theme)
         for shown in run(request, models, progress):
             yield shown.outputs()
 
@@ -601,12 +474,12 @@ def _connect(models: Models, inputs: list[Any], start: gr.Button, outputs: list[
 
 
 def launch(app: gr.Blocks, settings: Settings, **options: Any) -> Any:
-    """Serve the page: one run at a time, the others wait in a queue. Fonts are the visitor's own.
+    """Serves the page: one run at a time, the others wait in a queue. Fonts are those of the user's system.
 
     Args:
-        app (`gr.Blocks`): What [`build_app`] gave.
-        settings ([`Settings`]): For the size of files.
-        options: Of Gradio's `launch`.
+        app (`gr.Blocks`): Result of [`build_app`].
+        settings ([`Settings`]): Limits.
+        options: Options of Gradio's `launch`.
     """
     theme = gr.themes.Base(
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -618,11 +491,12 @@ def launch(app: gr.Blocks, settings: Settings, **options: Any) -> Any:
 
 
 def main() -> None:
-    """Serve the app until it is stopped."""
+    """Serves the app until it is stopped."""
     settings = read_settings(os.environ)
     with tempfile.TemporaryDirectory(prefix="ave-clip-examples-") as folder:
         launch(build_app(settings, make_examples(Path(folder))), settings)
 
 
 if __name__ == "__main__":
-    main()
+    with program():
+        main()

@@ -4,77 +4,58 @@ Exit code 0 when all inputs worked, 1 when any failed (the others are still writ
 """
 
 import io
+import logging
 import os
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .formats import PER_VIDEO, SUFFIXES
-from .outputs import (
+from . import cli_options as option
+from .core.builtin_checkpoints import builtin_checkpoints, limits_of, resolve_checkpoint
+from .core.text import counted
+from .core.video_source import STANDARD_INPUT
+from .outputs.drawing import PLOT_SUFFIXES
+from .outputs.formats import FORMATS
+from .outputs.writers import (
     FORMAT_OF_SUFFIX,
-    PLOT_SUFFIXES,
+    TABLE,
     NothingToWriteError,
     Writer,
     WrongOutputError,
+    check_suffix,
     check_targets,
     format_of,
     names_each_video,
     open_writer,
     plan_files,
 )
+from .programs import PrintableFormatter, one_message, program, start_logging
+from .registration import DEFAULT_CHECKPOINT, LOCALIZATION_TASK, ZERO_SHOT_TASK, register
+from .video_files import VIDEO_SUFFIXES, find_video_files
+
+if TYPE_CHECKING:
+    from .core.pipeline_base import VideoPipeline
 
 app = typer.Typer(
     name="ave-clip",
-    help="Find audio-visual events: what is both heard and seen in every second of a video.",
+    help="Find audio-visual events: what is both heard and seen in each second of a video.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-TASK = "audio-visual-event-localization"
 OVERLAY_SUFFIX = ".mp4"
-
-
-class OutputFormat(StrEnum):
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    srt = "srt"
-    vtt = "vtt"
-    audacity = "audacity"
-    elan = "elan"
-
-
-class Decoder(StrEnum):
-    merge = "merge"
-    single_event = "single_event"
-    viterbi = "viterbi"
-    none = "none"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Backend(StrEnum):
-    torch = "torch"
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-
-
-class Theme(StrEnum):
-    light = "light"
-    dark = "dark"
+LOG_FORMAT = "ave-clip: %(message)s"
+# What transformers, torch and safetensors raise for checkpoints that are missing, damaged or of another kind.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, EOFError, pickle.UnpicklingError)
 
 
 class ExportFormat(StrEnum):
@@ -82,9 +63,14 @@ class ExportFormat(StrEnum):
     onnx = "onnx"
 
 
+class ListFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
 @dataclass
 class _Plan:
-    """What is to be written where."""
+    """The outputs of a run and their files."""
 
     videos: list[str]
     format: str
@@ -95,10 +81,18 @@ class _Plan:
     overlays: dict[str, Path] = field(default_factory=dict)
     overlay_options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_per_video(self) -> bool:
+        return self.format != TABLE and FORMATS[self.format].is_per_video
+
+    @property
+    def is_for_programs(self) -> bool:
+        return self.format != TABLE and FORMATS[self.format].is_for_programs
+
 
 def say(message: str) -> None:
-    """A message for the person at the terminal."""
-    typer.echo(f"ave-clip: {message}", err=True)
+    """Writes a message for the user to stderr."""
+    typer.echo(f"ave-clip: {one_message(message)}", err=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -112,139 +106,134 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Find audio-visual events: what is both heard and seen in every second of a video."""
-
-
-# What `localize` takes, each with its help.
-Videos = Annotated[
-    list[str],
-    typer.Argument(metavar="VIDEO...", help="Files or http(s) URLs. Put -- before names that begin with -."),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of a localizer; default: the embedded ave-clip-tiny.")
-]
-Format = Annotated[OutputFormat | None, typer.Option(help="Default: by --output's suffix, else table.")]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="Write here instead of to stdout. srt, vtt, audacity and elan take a file a video: name a folder, or put "
-        "{name} where the video's name should stand.",
-    ),
-]
-Plot = Annotated[Path | None, typer.Option(help="Draw all videos' timelines: a .png, .svg or .html file.")]
-PlotTheme = Annotated[Theme, typer.Option(help="Colours of --plot.")]
-Overlay = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="Write the video with heat map, labels and timeline in the picture: an .mp4 file; a folder or {name} for "
-        "several videos.",
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="For example cpu or cuda:0; default: the best there is.")]
-WeightsDtype = Annotated[Dtype, typer.Option(help="Of the weights; the spectrogram stays float32.")]
-Labels = Annotated[
-    str | None,
-    typer.Option(help='Look for these instead, without training: "dog bark,church bell". Needs an AudioCLIP --model.'),
-]
-AgreementThreshold = Annotated[
-    float | None, typer.Option(help="With --labels: audio-image cosine from which sight and sound agree.")
-]
-EventDecoder = Annotated[Decoder, typer.Option(help="How probabilities become events.")]
-MinEventSegments = Annotated[
-    int | None,
-    typer.Option(min=1, help="merge: shorter runs, background too, join a neighbour; viterbi: no shorter event."),
-]
-NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames read from each segment; default: the processor's.")]
-FrameTolerance = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Encode a frame only if it differs from the last encoded one by more than so many grey levels (mean, of "
-        "255); 1 or 2 save most frames where little moves. Default: encode each.",
-    ),
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Blocks of a video encoded at once.")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the towers first: half a minute, worth it on a GPU for many videos.")
-]
-RunBackend = Annotated[
-    Backend | None, typer.Option(help="What runs the model; the last two take a --model exported with --format onnx.")
-]
+    """Find audio-visual events: what is both heard and seen in each second of a video."""
 
 
 @app.command()
 def localize(
-    videos: Videos,
-    model: Model = None,
-    format: Format = None,
-    output: Output = None,
-    plot: Plot = None,
-    theme: PlotTheme = Theme.light,
-    overlay: Overlay = None,
-    device: Device = None,
-    dtype: WeightsDtype = Dtype.float32,
-    labels: Labels = None,
-    agreement_threshold: AgreementThreshold = None,
-    decoder: EventDecoder = Decoder.merge,
-    min_event_segments: MinEventSegments = None,
-    num_frames_per_segment: NumFrames = None,
-    frame_tolerance: FrameTolerance = None,
-    batch_size: BatchSize = 1,
-    compile: Compile = False,
-    backend: RunBackend = None,
+    videos: option.Videos,
+    model: option.Model = None,
+    vision_model: option.VisionModel = None,
+    audio_model: option.AudioModel = None,
+    format: option.Format = None,
+    output: option.Output = None,
+    plot: option.Plot = None,
+    theme: option.PlotTheme = None,
+    overlay: option.Overlay = None,
+    device: option.Device = None,
+    dtype: option.WeightsDtype = option.Dtype.float32,
+    labels: option.Labels = None,
+    agreement_threshold: option.AgreementThreshold = None,
+    decoder: option.EventDecoder = None,
+    event_threshold: option.EventThreshold = None,
+    min_event_segments: option.MinEventSegments = None,
+    num_frames_per_segment: option.NumFrames = None,
+    frame_tolerance: option.FrameTolerance = None,
+    overlap: option.Overlap = None,
+    top_k: option.TopK = None,
+    audio_track: option.AudioTrack = None,
+    max_download_bytes: option.MaxDownloadBytes = None,
+    max_download_seconds: option.MaxDownloadSeconds = None,
+    batch_size: option.BatchSize = 1,
+    compile: option.Compile = False,
+    backend: option.RunBackend = None,
 ) -> None:
-    """Say for each VIDEO which event is both heard and seen, and when."""
-    plan = _plan(videos, format, output, plot, theme, overlay)
-    zero_shot = _zero_shot_options(labels, agreement_threshold, model)
-    _check_device(device)
-    if compile and backend not in (None, Backend.torch):
-        raise typer.BadParameter(f"--compile goes with torch, not with --backend {backend.value}.")
-    if dtype is not Dtype.float32 and backend not in (None, Backend.torch):
-        raise typer.BadParameter(f"--dtype {dtype.value} goes with torch; --backend {backend.value} runs float32.")
+    """Find which events are both heard and seen in each VIDEO, and when."""
+    labels = labels or None  # typer gives an empty list without the option
+    videos = _expand_folders(videos)
+    plan = _plan(videos, format, None if output == "-" else output, plot, theme, overlay)
+    zero_shot = option.zero_shot_options(labels, agreement_threshold, model, vision_model, audio_model)
+    option.check_top_k(top_k, plan.format)
+    option.check_device(device)
+    option.check_backend(backend, dtype, compile)
     settings = {**zero_shot, "compile": compile, "backend": None if backend is None else backend.value}
-    localizer = _load_pipeline("zero-shot-" * bool(zero_shot) + TASK, model, device, dtype.value, settings)
+    if model is None and labels is None and (sys.stderr.isatty() or not plan.is_for_programs):
+        say(f"no --model and no --labels given: {limits_of(DEFAULT_CHECKPOINT)}")
+    localizer = _load_pipeline(
+        ZERO_SHOT_TASK if zero_shot else LOCALIZATION_TASK, model, device, dtype.value, settings
+    )
+    try:
+        localizer.check_options()
+    except ValueError as error:
+        raise typer.BadParameter(one_message(str(error))) from None
     options = {
-        "decoder": decoder.value,
+        "decoder": None if decoder is None else decoder.value,
         "min_event_segments": min_event_segments,
         "num_frames_per_segment": num_frames_per_segment,
         "frame_tolerance": frame_tolerance,
+        "top_k": top_k,
+        "audio_track": audio_track,
+        "max_download_bytes": max_download_bytes,
+        "max_download_seconds": max_download_seconds,
         "batch_size": batch_size,
         "progress": sys.stderr.isatty(),
     }
     plan.overlay_options = {"video_processor": localizer.segmenter.video_processor, "progress": options["progress"]}
-    if plan.overlays and not zero_shot:
+    if plan.overlays and localizer.has_windows:
         options["return_heatmaps"] = True
+    for name, value in (("overlap", overlap), ("threshold", event_threshold)):
+        if value is not None and not localizer.has_windows:
+            flag = "--overlap" if name == "overlap" else "--event-threshold"
+            raise typer.BadParameter(f"{flag} works with a localizer only, not with an encoder.")
+        if value is not None:
+            options[name] = value
     failed = _run(localizer, plan, options)
     if failed:
-        say(f"{len(failed)} of {len(videos)} videos failed.")
+        say(f"{len(failed)} of {counted(len(videos), 'video')} failed.")
         raise typer.Exit(1)
+
+
+def _expand_folders(videos: list[str]) -> list[str]:
+    """Returns the inputs, with each folder replaced by the videos in it."""
+    expanded = []
+    for video in videos:
+        if not os.path.isdir(video):
+            expanded.append(video)
+            continue
+        found, num_others = find_video_files(video)
+        if not found:
+            raise typer.BadParameter(
+                f"The folder {video} contains no video: none of its {num_others} files ends in "
+                f"{', '.join(VIDEO_SUFFIXES)}."
+            )
+        say(
+            f"{video}: {counted(len(found), 'video')}"
+            + (f"; other files left out: {num_others}." if num_others else ".")
+        )
+        expanded += found
+    return expanded
 
 
 def _plan(
     videos: list[str],
-    format: OutputFormat | None,
+    format: option.OutputFormat | None,
     output: str | None,
     plot: Path | None,
-    theme: Theme,
+    theme: option.Theme | None,
     overlay: str | None,
 ) -> _Plan:
-    """Decide what goes where, and refuse what cannot be meant before anything is read."""
-    plan = _Plan(videos, format_of(output) if format is None else format.value, output, plot=plot, theme=theme.value)
+    """Decides which file each output is written to, and refuses wrong combinations before any video is read."""
     try:
+        name = format_of(output) if format is None else format.value
+        if theme is not None and plot is None:
+            raise WrongOutputError("--theme sets the colours of --plot, which is not given.")
+        plan = _Plan(videos, name, output, plot=plot, theme=(theme or option.Theme.light).value)
         _plan_results(plan)
         if plot is not None:
             if plot.suffix.lower() not in PLOT_SUFFIXES:
                 raise WrongOutputError(f"--plot {plot} must end in {', '.join(PLOT_SUFFIXES)}.")
             check_targets([("--plot", plot)], videos)
         if overlay is not None:
+            if STANDARD_INPUT in videos:
+                raise WrongOutputError(
+                    "--overlay reads the video again, but standard input can be read only once. Save it to a file."
+                )
             _plan_overlays(plan, overlay)
     except WrongOutputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(one_message(str(error))) from None
     _check_distinct(plan)
     return plan
 
@@ -252,17 +241,18 @@ def _plan(
 def _plan_results(plan: _Plan) -> None:
     output, videos = plan.output, plan.videos
     if output is None:
-        if plan.format in PER_VIDEO and len(videos) > 1:
+        if plan.is_per_video and len(videos) > 1:
             raise WrongOutputError(
-                f"--format {plan.format} needs a file for each of the {len(videos)} videos: add --output FOLDER."
+                f"--format {plan.format} needs one file for each of the {len(videos)} videos: add --output FOLDER."
             )
         return
+    check_suffix(output)
     suffix = Path(output).suffix.lower()
     if FORMAT_OF_SUFFIX.get(suffix, plan.format) != plan.format:
         say(f"warning: writing {plan.format} into {output}.")
     is_stream = os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
-    if plan.format in SUFFIXES and (names_each_video(output) or (plan.format in PER_VIDEO and not is_stream)):
-        plan.files = plan_files(videos, output, SUFFIXES[plan.format], "--output")
+    if plan.format != TABLE and (names_each_video(output) or (plan.is_per_video and not is_stream)):
+        plan.files = plan_files(videos, output, FORMATS[plan.format].suffix, "--output")
         _check_files("--output", output, plan.files)
     else:
         check_targets([("--output", output)], videos)
@@ -283,48 +273,14 @@ def _check_files(option: str, output: str, files: Mapping[str, Path]) -> None:
 
 def _check_distinct(plan: _Plan) -> None:
     results = plan.files.values() if plan.files else [Path(plan.output)] if plan.output else []
-    places = [os.path.realpath(path) for path in (*results, *plan.overlays.values(), *filter(None, [plan.plot]))]
-    for place in places:
-        if places.count(place) > 1:
-            raise typer.BadParameter(f"{place} is named as the place of two outputs.")
+    paths = [os.path.realpath(path) for path in (*results, *plan.overlays.values(), *filter(None, [plan.plot]))]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise typer.BadParameter(one_message(f"{path} is the file of two outputs."))
 
 
-def _zero_shot_options(labels: str | None, threshold: float | None, model: str | None) -> dict[str, Any]:
-    if labels is not None and model is None:
-        raise typer.BadParameter("--labels needs --model, a converted AudioCLIP (see `ave-clip convert`).")
-    if threshold is not None and labels is None:
-        raise typer.BadParameter("--agreement-threshold goes with --labels.")
-    return {} if labels is None else {"candidate_labels": labels, "agreement_threshold": threshold}
-
-
-def _check_device(device: str | None) -> None:
-    """Refuse a device that PyTorch does not know or that this machine does not have."""
-    if device is None:
-        return
-    import torch
-
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it computes nothing")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend of torch refuses its own way
-        reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
-        raise typer.BadParameter(
-            f"--device {device} cannot be used here: {reason}. PyTorch sees {', '.join(_devices())}."
-        ) from None
-
-
-def _devices() -> list[str]:
-    import torch
-
-    if not torch.accelerator.is_available():
-        return ["cpu"]
-    kind = torch.accelerator.current_accelerator().type
-    return ["cpu", *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
-
-
-def _run(localizer: Callable, plan: _Plan, options: dict[str, Any]) -> list[str]:
-    """Localize every video and write what the plan asks for; returns the videos that failed."""
+def _run(localizer: "VideoPipeline", plan: _Plan, options: dict[str, Any]) -> list[str]:
+    """Localizes every video and writes the outputs of the plan; returns the videos that failed."""
     failed: list[str] = []
     done: list[tuple[str, dict[str, Any]]] = []
     try:
@@ -336,9 +292,11 @@ def _run(localizer: Callable, plan: _Plan, options: dict[str, Any]) -> list[str]
                     failed.append(video)
             if plan.output is not None and plan.files is None and not done:
                 raise NothingToWriteError
+        if plan.output is not None and plan.files is None and os.path.isfile(plan.output):
+            say(f"wrote {plan.output}")
     except NothingToWriteError:
-        say(f"{plan.output} is left as it was.")
-    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        say(f"{plan.output} is unchanged.")
+    except BrokenPipeError:  # the reading program, for example `head`, has ended
         sys.stderr.close()
         raise typer.Exit(1) from None
     except OSError as error:
@@ -349,7 +307,7 @@ def _run(localizer: Callable, plan: _Plan, options: dict[str, Any]) -> list[str]
 
 
 def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> bool:
-    """Write one video's result and overlay; says what went wrong where only this video is concerned."""
+    """Writes one video's result and overlay. Returns `False`, with a message, if an output of this video failed."""
     try:
         writer.add(video, result)
     except OSError as error:
@@ -357,9 +315,11 @@ def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> b
             raise
         say(f"cannot write {plan.files[video]}: {error}")
         return False
+    if plan.files is not None:
+        say(f"wrote {plan.files[video]}")
     if video not in plan.overlays:
         return True
-    from .overlay import write_overlay
+    from .outputs.overlay import write_overlay
 
     path = plan.overlays[video]
     try:
@@ -368,6 +328,7 @@ def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> b
     except Exception as error:  # as in `_results`: the other videos must still be written
         say(f"cannot write {path}: {str(error) or type(error).__name__}")
         return False
+    say(f"wrote {path}")
     return True
 
 
@@ -377,23 +338,24 @@ def _draw(plan: _Plan, done: list[tuple[str, dict[str, Any]]]) -> None:
     if not done:
         say(f"{plan.plot} is not drawn: there is nothing to show.")
         return
-    from .timeline import plot_timeline
+    from .outputs.timeline import plot_timeline
 
     try:
         plot_timeline(done, plan.plot, theme=plan.theme)
     except (ImportError, OSError, ValueError) as error:
         say(f"cannot draw {plan.plot}: {error}")
         raise typer.Exit(1) from None
+    say(f"wrote {plan.plot}")
 
 
 def _results(
-    localizer: Callable, videos: list[str], options: dict[str, Any], failed: list[str]
+    localizer: "VideoPipeline", videos: list[str], options: dict[str, Any], failed: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and result of each video that worked, one after the other; notes the others in `failed`."""
+    """Yields name and result of each video that could be read, and appends the other names to `failed`."""
     for video in videos:
         try:
             result = localizer(video, **options)
-        except Exception as error:  # whatever a file does, the others must still be read
+        except Exception as error:  # whatever is wrong with one file, the others must still be read
             message = str(error) or type(error).__name__
             say(message if video in message else f"{video}: {message}")
             failed.append(video)
@@ -401,60 +363,111 @@ def _results(
             yield video, result
 
 
-def _keep_progress_off_pipes() -> None:
-    from transformers.utils import logging
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+    for handler in transformers_logging.get_logger().handlers:  # its loggers do not use the root's handler
+        handler.setFormatter(PrintableFormatter(LOG_FORMAT))
+    # Missing weights are an error of one line already (`core/modeling_base.py`), without transformers' table of them.
+    loading = logging.getLogger("transformers.modeling_utils")
+    loading.addFilter(lambda record: "MISSING" not in record.getMessage())
 
 
-def _pipeline_class(task: str) -> type:
-    from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
+def _pipeline_class(task: str) -> "type[VideoPipeline]":
+    from .core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+    from .core.pipeline_zero_shot import ZeroShotAudioVisualEventLocalizationPipeline
 
-    return AudioVisualEventLocalizationPipeline if task == TASK else ZeroShotAudioVisualEventLocalizationPipeline
+    return (
+        AudioVisualEventLocalizationPipeline
+        if task == LOCALIZATION_TASK
+        else ZeroShotAudioVisualEventLocalizationPipeline
+    )
 
 
-def _load_pipeline(task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]) -> Callable:
+def _load_pipeline(
+    task: str, model: str | None, device: str | None, dtype: str, options: dict[str, Any]
+) -> "VideoPipeline":
     import torch
     from transformers import pipeline
 
-    import ave_clip
-
-    _keep_progress_off_pipes()
-    if sys.stderr.isatty() and model is None:
-        say("using the embedded ave-clip-tiny, which knows 16 synthetic events only.")
-    if model is not None and not os.path.isdir(model) and model.count("/") != 1:
-        say(f"cannot load the model {model}: there is no such folder, and a Hub id has the form owner/name.")
+    register()
+    _quiet_transformers()
+    folder = resolve_checkpoint(model or DEFAULT_CHECKPOINT)
+    if not os.path.isdir(folder) and (folder.count("/") != 1 or os.path.exists(folder)):
+        names = ", ".join(builtin_checkpoints())
+        reason = "it is a file. Pass its folder" if os.path.exists(folder) else "there is no such folder"
+        say(
+            f"cannot load the model {model}: {reason}; a Hub id has the form owner/name, and the built-in names are: "
+            f"{names}."
+        )
         raise typer.Exit(1)
     try:
+        # pyrefly: ignore[no-matching-overload]  (transformers declares those of its own tasks)
         return pipeline(
             task,
-            model=model or ave_clip.DEFAULT_CHECKPOINT,
-            pipeline_class=_pipeline_class(task),  # ours also where the checkpoint brings its own code
+            model=folder,
+            pipeline_class=_pipeline_class(task),  # ours, even if the checkpoint contains code
             device=device,
             dtype=getattr(torch, dtype),
             **options,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        is_audioclip = task == TASK and "AudioCLIPConfig" in str(error)
-        hint = "it is an AudioCLIP, which needs --labels" if is_audioclip else error
-        say(f"cannot load the model {model or 'ave-clip-tiny'}: {hint}")
+    except LOADING_ERRORS as error:
+        name = " and ".join(options[tower] for tower in ("vision_model", "audio_model") if tower in options)
+        say(f"cannot load the model {name or model or folder}: {_reason(error)}")
         raise typer.Exit(1) from None
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the reason of an error in one line, without tracebacks and the advice of transformers and torch."""
+    message = str(error).strip() or type(error).__name__
+    if "Traceback (most recent call last)" in message:  # one per class that transformers tried; the last error counts
+        raised = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)", message, re.MULTILINE)
+        message = raised[-1] if raised else message
+    return message.splitlines()[0]
+
+
+@app.command()
+def labels(
+    search: Annotated[
+        str | None, typer.Option("--search", "-s", help="Only labels of which the name or a synonym contains this.")
+    ] = None,
+    format: Annotated[
+        ListFormat, typer.Option("--format", "-f", help="text: one line per label; json: a list of objects.")
+    ] = ListFormat.text,
+) -> None:
+    """List the labels that the default model knows, whether each can be heard or seen, and synonyms.
+
+    Use a name or a synonym in `ave-clip localize --labels`. A comma separates labels there, so use a synonym instead
+    of a name that contains a comma.
+    """
+    from .label_list import as_json, as_text, default_table, known_labels, nothing_found
+
+    table = default_table()
+    found = known_labels(table, search or "")
+    if found or format is ListFormat.json:
+        typer.echo(as_json(found) if format is ListFormat.json else as_text(found))
+    if not found:
+        say(nothing_found(table, search or ""))
+        raise typer.Exit(1)
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released file, such as AudioCLIP-Full-Training.pt.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     bpe: Annotated[
-        Path | None, typer.Option(help="CLIP's bpe_simple_vocab_16e6.txt.gz; default: beside CHECKPOINT.")
+        Path | None,
+        typer.Option(help="CLIP's bpe_simple_vocab_16e6.txt.gz. Default: the one in the folder of CHECKPOINT."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights written.")] = Dtype.float32,
+    dtype: Annotated[option.Dtype, typer.Option(help="Dtype of the written weights.")] = option.Dtype.float32,
     text: Annotated[bool, typer.Option(help="Keep the text tower and write a tokenizer.")] = True,
 ) -> None:
-    """Convert the original AudioCLIP weights to a folder for `from_pretrained` and the Hub."""
-    from .training.convert import convert_audioclip
+    """Convert the released AudioCLIP weights to a folder that `from_pretrained` reads."""
+    from .checkpoints.convert import convert_audioclip
 
+    register()
     try:
         report = convert_audioclip(checkpoint, out, bpe=bpe, dtype=dtype.value, text=text)
     except (ValueError, OSError) as error:
@@ -465,62 +478,82 @@ def convert(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Argument(help="Folder to make, in AVE's own layout.")],
-    videos: Annotated[int, typer.Option(min=1, help="How many clips in all.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same clips.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    videos: Annotated[
+        int | None, typer.Option(min=1, help="Number of videos in all splits together. Default: 400, or 20 long ones.")
+    ] = None,
+    overlapping: Annotated[
+        bool, typer.Option(help="Long videos with several events at once and one CSV, instead of clips like AVE's.")
+    ] = False,
+    duration: Annotated[int | None, typer.Option(min=10, help="With --overlapping: seconds. Default: 60.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed. The same seed gives the same clips.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Make a synthetic audio-visual event data set of real mp4 clips."""
-    from .data.synthetic import generate_synthetic_ave
+    """Create a synthetic audio-visual event data set: clips in the file layout of AVE, or long videos with a CSV."""
+    from .data.synthetic import generate_overlapping_videos, generate_synthetic_ave
 
+    if duration is not None and not overlapping:
+        raise typer.BadParameter("--duration requires --overlapping: the other clips last 10 s, as AVE's.")
+    options = {"seed": seed, "num_workers": workers, "overwrite": overwrite}
+    number = videos or (20 if overlapping else 400)
     try:
-        generate_synthetic_ave(out, num_videos=videos, seed=seed, num_workers=workers, overwrite=overwrite)
+        if overlapping:
+            generate_overlapping_videos(out, number, 60 if duration is None else duration, **options)
+        else:
+            generate_synthetic_ave(out, number, **options)
     except (ValueError, OSError) as error:
         say(str(error).replace("overwrite=True", "--overwrite").replace("num_videos=", "--videos "))
         raise typer.Exit(1) from None
-    say(f"wrote {videos} clips to {out}")
+    say(f"wrote {counted(number, 'video' if overlapping else 'clip')} to {out}")
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a localizer or an AudioCLIP.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    model: Annotated[
+        str, typer.Argument(help="Localizer or AudioCLIP: folder, Hub id or built-in name, such as ave-clip-tiny.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     format: Annotated[
         ExportFormat,
-        typer.Option(help="hub: with its code, for people who do not have ave-clip; onnx: graphs for ONNX runtimes."),
+        typer.Option(
+            "--format",
+            "-f",
+            help="hub: a checkpoint with its code, which loads without ave-clip; onnx: graphs for ONNX runtimes.",
+        ),
     ] = ExportFormat.hub,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO_ID", help="Upload the folder to this repository, too.")
+        str | None, typer.Option(metavar="REPO_ID", help="Also upload the folder to this repository on the Hub.")
     ] = None,
-    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; default: main.")] = None,
+    private: Annotated[bool, typer.Option(help="Make the repository private if it is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
 ) -> None:
     """Write a checkpoint in a form that works without this package."""
     if push_to_hub is not None and format is not ExportFormat.hub:
-        raise typer.BadParameter("--push-to-hub goes with --format hub.")
-    _keep_progress_off_pipes()
+        raise typer.BadParameter("--push-to-hub requires --format hub.")
+    _quiet_transformers()
+    register()
     try:
         EXPORTERS[format](model, out, overwrite, push_to_hub)
         say(f"wrote {out}")
         if push_to_hub is not None:
-            from .training.hub import push_folder
+            from .checkpoints.push import push_folder
 
             typer.echo(push_folder(out, push_to_hub, private=private, revision=revision))
-    except (ValueError, OSError, ImportError) as error:
-        say(str(error).replace("overwrite=True", "--overwrite"))
+    except LOADING_ERRORS as error:
+        say(_reason(error))
         raise typer.Exit(1) from None
 
 
 def _export_hub(model: str, out: Path, overwrite: bool, repo_id: str | None) -> None:
-    from .hub_export import export_for_hub
+    from .checkpoints.hub_export import export_for_hub
 
     export_for_hub(model, out, repo_id=repo_id, overwrite=overwrite)
 
 
 def _export_onnx(model: str, out: Path, overwrite: bool, repo_id: str | None) -> None:
-    from .onnx_export import export_onnx
+    from .checkpoints.onnx_export import export_onnx
 
     export_onnx(model, out, overwrite=overwrite)
 
@@ -536,7 +569,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a file name must never stop the output
-    app()
+    with program("ave-clip"):
+        start_logging(logging.WARNING, LOG_FORMAT)
+        logging.captureWarnings(True)  # those of libraries begin like every other message
+        app()
 
 
 if __name__ == "__main__":

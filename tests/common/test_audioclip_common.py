@@ -13,12 +13,12 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTokenizer, set_seed
 from transformers.testing_utils import torch_device
 
-from ave_clip.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
-from ave_clip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
-from ave_clip.modeling_audioclip import AudioCLIPModel
-from ave_clip.modeling_clip_resnet import AudioCLIPVisionModel
-from ave_clip.modeling_esresnext import AudioCLIPAudioModel
-from ave_clip.processing_audioclip import AudioCLIPProcessor
+from ave_clip.core.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig, AudioCLIPVisionConfig
+from ave_clip.core.feature_extraction_audioclip import AudioCLIPFeatureExtractor
+from ave_clip.core.modeling_audioclip import AudioCLIPModel
+from ave_clip.core.modeling_clip_resnet import AudioCLIPVisionModel
+from ave_clip.core.modeling_esresnext import AudioCLIPAudioModel
+from ave_clip.core.processing_audioclip import AudioCLIPProcessor
 
 from . import load_transformers_tests
 
@@ -29,6 +29,7 @@ processing = load_transformers_tests("test_processing_common")
 
 SDPA_CASES = modeling.TEST_EAGER_MATCHES_SDPA_INFERENCE_PARAMETERIZATION
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+BATCHING_TOLERANCE = 1e-4
 TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5}
 
 
@@ -60,7 +61,9 @@ class AudioModelTester:
         self.is_training = False  # has no loss of its own
         self.expected_num_hidden_layers = 5
         self.projection_dim = 16
-        self.num_samples = 4096
+        # Long enough that no convolution with stride has an output of width 1: there oneDNN of torch 2.14 reads memory
+        # that nothing has written, in bfloat16 on CPUs with AMX, whatever the number of groups.
+        self.num_samples = 12288
 
     def get_config(self) -> AudioCLIPAudioConfig:
         return AudioCLIPAudioConfig(
@@ -68,8 +71,8 @@ class AudioModelTester:
             n_fft=512,
             hop_length=256,
             win_length=512,
-            width=4,
-            width_per_group=16,
+            width=8,
+            width_per_group=64,
             groups=2,
             depths=(1, 1, 1, 1),
             projection_dim=self.projection_dim,
@@ -122,6 +125,14 @@ class AudioCLIPModelTester:
 
 class TowerTests(modeling.ModelTesterMixin):
     """What holds for both convolutional towers."""
+
+    @unittest.skip("Weights that are missing in a file are an error here: see tests/core/test_loading.py.")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
+    def test_batching_equivalence(self):
+        """Another batch size may take another kernel, which rounds in another way."""
+        super().test_batching_equivalence(atol=BATCHING_TOLERANCE, rtol=BATCHING_TOLERANCE)
 
     test_resize_embeddings = False  # no vocabulary
     test_can_init_all_missing_weights_before_2023 = True
@@ -181,7 +192,7 @@ class AudioCLIPVisionModelTest(TowerTests, unittest.TestCase):
 class AudioCLIPAudioModelTest(TowerTests, unittest.TestCase):
     all_model_classes = (AudioCLIPAudioModel,)
     has_attentions = False  # its gates are convolutions
-    expected_map_sizes = ((4, 22, 4), (16, 22, 4), (32, 11, 2), (64, 6, 1), (128, 3, 1))
+    expected_map_sizes = ((8, 22, 12), (32, 22, 12), (64, 11, 6), (128, 6, 3), (256, 3, 2))
 
     def setUp(self):
         self.model_tester = AudioModelTester(self)
@@ -199,6 +210,13 @@ class AudioCLIPModelTest(modeling.ModelTesterMixin, unittest.TestCase):
     _is_composite = True
     # The last hidden state of the audio tower is its feature map, of `hidden_size` channels, not of `projection_dim`.
     skip_test_audio_features_output_shape = True
+
+    @unittest.skip("Weights that are missing in a file are an error here: see tests/core/test_loading.py.")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
+    def test_batching_equivalence(self):
+        super().test_batching_equivalence(atol=BATCHING_TOLERANCE, rtol=BATCHING_TOLERANCE)
 
     def setUp(self):
         self.model_tester = AudioCLIPModelTester(self)
@@ -304,6 +322,10 @@ class AudioCLIPFeatureExtractionTest(
 class AudioCLIPProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
     processor_class = AudioCLIPProcessor
     audio_input_name = "input_values"
+
+    @unittest.skip("Texts contain no placeholders for frames or audio.")
+    def test_replacement_offsets(self):
+        pass
 
     @classmethod
     def _setup_image_processor(cls):

@@ -5,13 +5,13 @@ import unittest
 import torch
 from transformers.testing_utils import torch_device
 
-from ave_clip.configuration_ave_clip import AVEClipConfig
-from ave_clip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
-from ave_clip.modeling_ave_clip import AVEClipForLocalization
-from ave_clip.processing_ave_clip import AVEClipProcessor
-from ave_clip.video_processing_ave_clip import AVEClipVideoProcessor
+from ave_clip.core.configuration_ave_clip import AVEClipConfig
+from ave_clip.core.feature_extraction_audioclip import AudioCLIPFeatureExtractor
+from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
+from ave_clip.core.processing_ave_clip import AVEClipProcessor
+from ave_clip.core.video_processing_ave_clip import AVEClipVideoProcessor
+from tests.helpers.models import TINY_AUDIO, TINY_VISION, tiny_config
 
-from ..conftest import TINY_AUDIO, TINY_VISION, tiny_config
 from . import load_transformers_tests
 
 modeling = load_transformers_tests("test_modeling_common")
@@ -53,6 +53,10 @@ class AVEClipForLocalizationTest(modeling.ModelTesterMixin, unittest.TestCase):
     def test_model_get_set_embeddings(self):
         pass
 
+    @unittest.skip("Weights that are missing in a file are an error here: see tests/core/test_loading.py.")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
     def setUp(self):
         self.model_tester = LocalizerTester(self)
         self.config_tester = configuration.ConfigTester(self, config_class=AVEClipConfig, has_text_modality=False)
@@ -64,6 +68,10 @@ class AVEClipForLocalizationTest(modeling.ModelTesterMixin, unittest.TestCase):
             inputs_dict["labels"] = torch.zeros(shape, dtype=torch.long, device=torch_device)
         return inputs_dict
 
+    def test_batching_equivalence(self):
+        """Another batch size may take another kernel, which rounds in another way."""
+        super().test_batching_equivalence(atol=1e-4, rtol=1e-4)
+
     def test_config(self):
         self.config_tester.run_common_tests()
 
@@ -71,6 +79,10 @@ class AVEClipForLocalizationTest(modeling.ModelTesterMixin, unittest.TestCase):
 class AVEClipProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
     processor_class = AVEClipProcessor
     videos_input_name = "pixel_values"
+
+    @unittest.skip("Texts contain no placeholders for frames or audio.")
+    def test_replacement_offsets(self):
+        pass
 
     @classmethod
     def _setup_feature_extractor(cls):

@@ -6,8 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from tests.data.ave_files import AveFiles, write_ave
-from tests.media import numbered_picture, write_recording
+from tests.helpers.ave_files import AveFiles, write_ave
+from tests.helpers.media import numbered_picture, write_recording
 
 SHARED = Path(os.environ.get("AVE_CLIP_SHARED", Path(__file__).parents[3] / "shared")) / "ave"
 
@@ -23,7 +23,7 @@ def quiet_and_apart(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ave(tmp_path) -> AveFiles:
-    """Nine rows of AVE's own categories; the videos are placeholders that nobody can decode."""
+    """Nine rows of AVE's own categories; the videos are placeholders that cannot be decoded."""
     return write_ave(tmp_path / "AVE_Dataset")
 
 

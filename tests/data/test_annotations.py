@@ -1,7 +1,9 @@
+import itertools
 import random
 
 import pytest
 
+from ave_clip.core.events import group_segments
 from ave_clip.data.annotations import (
     AnnotationError,
     LabelledSpan,
@@ -12,8 +14,7 @@ from ave_clip.data.annotations import (
     parse_categories,
 )
 from ave_clip.data.categories import AVE_CATEGORIES
-from ave_clip.events import group_segments
-from tests.data.ave_files import HEADER, ROWS
+from tests.helpers.ave_files import HEADER, ROWS
 
 TEXT = "\n".join(ROWS)
 
@@ -42,7 +43,7 @@ def test_every_variant_of_the_file_gives_the_same_rows(variant):
     assert [row.row for row in rows] == list(range(len(ROWS)))
 
 
-def test_categories_with_commas_and_parentheses_and_ids_with_dashes_stay_whole():
+def test_categories_with_commas_and_parentheses_and_ids_with_dashes_are_not_split():
     rows = parse(TEXT)
     assert rows[3].category == "Male speech, man speaking"
     assert rows[6].key == ("Frying (food)", "_frying____F", "good", 0, 3)
@@ -61,10 +62,10 @@ def test_categories_with_commas_and_parentheses_and_ids_with_dashes_stay_whole()
         ("Bark&abc&good&0", "4 fields in"),
         ("Male speech, man speaking&abc&good&0&3&", "6 fields in"),
         ("Bark&../abc&good&0&3", r"video id '\.\./abc'"),
-        ("Bark&a/b&good&0&3", "no path separator"),
-        ("Bark&a\\b&good&0&3", "no path separator"),
+        ("Bark&a/b&good&0&3", "path separators"),
+        ("Bark&a\\b&good&0&3", "path separators"),
         ("Bark&C:b&good&0&3", "video id 'C:b'"),
-        ("Bark&a b&good&0&3", "no white space"),
+        ("Bark&a b&good&0&3", "white space"),
         ("Bark&&good&0&3", "video id ''"),
         ("", "1 fields in ''"),
         (ROWS[1], "repeats line {second}"),
@@ -102,16 +103,16 @@ def test_text_in_another_encoding_is_refused_with_its_line():
 
 def test_an_empty_file_is_refused():
     for text in ("", "\n", HEADER):
-        with pytest.raises(AnnotationError, match="no row at all"):
+        with pytest.raises(AnnotationError, match="there are no rows"):
             parse(text)
 
 
 def test_categories_are_one_name_a_line():
     assert parse_categories(b"Bell\r\nBark\n\n") == ("Bell", "Bark")
     for text, message in (
-        (b"", "no category at all"),
+        (b"", "there are no categories"),
         (b"Bell\n\nBark", "line 2: an empty line"),
-        (b"Bell\nBark\nBell", "line 3: the category 'Bell' stands in line 1 already"),
+        (b"Bell\nBark\nBell", "line 3: the category 'Bell' is in line 1 already"),
         (b"Bell\nBackground", "line 2: background is added"),
     ):
         with pytest.raises(AnnotationError, match=message):
@@ -155,6 +156,34 @@ def test_of_overlapping_events_the_one_that_covers_more_wins_then_the_earlier():
     assert label_segments([LabelledSpan(1, 0.0, 0.8), LabelledSpan(2, 0.1, 1.0)], 1, background=9) == [2]
     assert label_segments([LabelledSpan(2, 0.0, 1.0), LabelledSpan(1, 0.0, 1.0)], 1, background=9) == [1]
     assert label_segments([LabelledSpan(2, 0.0, 3.0), LabelledSpan(1, 1.0, 2.0)], 3, background=9) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        # Class 0 was there before, but the event of it that ties with class 1 began later.
+        ([(0, 0, 1), (1, 2, 6), (0, 4, 6)], [0, 9, 1, 1, 1, 1]),
+        ([(1, 0, 1), (0, 2, 6), (1, 4, 6)], [1, 9, 0, 0, 0, 0]),
+        ([(0, 4, 6), (1, 2, 6)], [9, 9, 1, 1, 1, 1]),
+        ([(1, 2, 4), (0, 3, 6), (1, 4, 6)], [9, 9, 1, 1, 0, 0]),
+        ([(2, 0, 2), (1, 1, 3), (0, 1, 3)], [2, 2, 0, 9, 9, 9]),
+        # An event of no length began first, but covers nothing.
+        ([(0, 1, 1), (0, 1.5, 3), (1, 1.2, 3)], [9, 1, 1, 9, 9, 9]),
+        # Two events of one class in one segment: the first of them counts for the tie.
+        ([(0, 0.2, 0.5), (1, 0.3, 0.9), (0, 0.5, 0.8)], [0, 9, 9, 9, 9, 9]),
+        # Overlapping events of one class cover a second once.
+        ([(1, 0, 3), (1, 1, 2), (1, 1.5, 3), (0, 0, 3)], [0, 0, 0, 9, 9, 9]),
+        # 0.7 s each, although the second sum is 0.7000000000000001 in floats.
+        ([(1, 0.0, 0.7), (0, 0.1, 0.2), (0, 0.2, 0.8)], [1, 9, 9, 9, 9, 9]),
+        # Half of the segment is enough, and two halves tie.
+        ([(1, 0.0, 0.5), (0, 0.5, 1.0)], [1, 9, 9, 9, 9, 9]),
+        ([(1, 0.0, 0.5), (0, 0.4, 1.0)], [0, 9, 9, 9, 9, 9]),
+    ],
+)
+def test_a_tie_goes_to_the_event_that_starts_first_in_the_segment(spans, expected):
+    events = [LabelledSpan(label, float(start), float(end)) for label, start, end in spans]
+    for order in itertools.permutations(events):
+        assert label_segments(order, 6, background=9) == expected
 
 
 def test_two_events_of_one_class_count_together_and_overlaps_only_once():

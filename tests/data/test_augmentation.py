@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from ave_clip.core.video_io import VideoClip
 from ave_clip.data.augmentation import ClipAugmentation
-from ave_clip.video_io import VideoClip
 
 NOTHING = {
     "gain_db": 0.0,
@@ -80,7 +80,7 @@ def test_gain_multiplies_all_segments_alike_within_its_bounds():
     assert 1.25 < max(ratios) <= 10 ** (6 / 20)
 
 
-def test_loud_sound_is_cut_at_full_scale():
+def test_loud_audio_is_cut_at_full_scale():
     clip = make_clip()
     clip.waveforms *= 2.4
     loud = [augment(clip, seed, gain_db=20.0).waveforms for seed in range(10)]
@@ -88,7 +88,7 @@ def test_loud_sound_is_cut_at_full_scale():
     assert all(one.dtype == np.float32 for one in loud)
 
 
-def test_noise_lies_as_far_below_the_sound_as_asked():
+def test_noise_has_the_given_signal_to_noise_ratio():
     clip = make_clip()
     noisy = augment(clip, noise_probability=1.0, noise_snr_db=(20.0, 20.0)).waveforms
     noise = noisy - clip.waveforms
@@ -152,7 +152,7 @@ def test_brightness_changes_all_frames_by_one_factor():
     assert abs(ratios[0] - 1) > 0.05
 
 
-def test_no_saturation_makes_grey_pictures():
+def test_no_saturation_makes_grey_frames():
     clip = make_clip()
     greys = [augment(clip, seed, saturation=1.0).frames[0].astype(int) for seed in range(30)]
     spreads = [np.abs(one[..., 0] - one[..., 2]).mean() for one in greys]

@@ -12,7 +12,7 @@ from ave_clip.data import (
     generate_synthetic_ave,
     load_ave,
 )
-from tests.data.ave_files import ROWS, SPLITS, write_ave, write_lines, write_orders
+from tests.helpers.ave_files import ROWS, SPLITS, write_ave, write_lines, write_orders
 
 
 def rows_of(dataset, without=("video",)):
@@ -48,6 +48,7 @@ def test_a_row_says_everything_about_its_clip(ave):
         "start": 1.0,
         "end": 4.0,
         "events": [{"label": 1, "start": 1.0, "end": 4.0}],
+        "duration": 10.0,
         "duplicate_of": None,
         "leaks_into": ["train"],
     }
@@ -90,7 +91,7 @@ def test_order_files_and_split_files_give_the_same_data(ave, tmp_path):
 
 def test_without_split_files_rows_that_are_not_aves_are_refused(tmp_path):
     other = write_ave(tmp_path / "other", splits={})
-    with pytest.raises(ValueError, match=r"says nothing about splits.*trainSet\.txt.*train_order\.h5"):
+    with pytest.raises(ValueError, match=r"does not define splits.*trainSet\.txt.*train_order\.h5"):
         load_ave(other.root)
 
 
@@ -251,6 +252,11 @@ def test_weak_rows_have_the_videos_class_and_hide_the_seconds_of_training(ave):
     assert (train["start"], train["end"], train["events"]) == (None, None, None)
     test = splits["test"][1]
     assert (test["labels"][1], test["start"], test["video_label"]) == (1, 1.0, 1)
+    full = load_ave(ave.root)
+    for split in ("validation", "test"):  # measured by seconds, as in the full setting
+        assert len(splits[split])
+        for name in ("labels", "start", "end", "events"):
+            assert splits[split][name] == full[split][name]
     assert splits["train"].features["video_label"].names == [*AVE_CATEGORIES, "background"]
 
 
@@ -266,7 +272,7 @@ def test_background_videos_join_the_weak_training_rows(ave):
     ]
     assert added[0]["labels"] == [-100] * 10
     assert len(splits["test"]) == 3
-    with pytest.raises(ValueError, match="there is no video in it"):
+    with pytest.raises(ValueError, match="the folder contains no video"):
         load_ave(ave.root, name="weak", background_folder="nothing")
 
 
@@ -274,10 +280,10 @@ def test_the_cross_modality_split_is_taken_from_its_files_with_a_warning(ave, he
     write_orders(ave.root, {"train": [0, 7, 4, 6], "validation": [1], "test": [2, 3]}, suffix="_match")
     splits = load_ave(ave.root, name="cross_modality")
     assert list(splits["train"]["row"]) == [0, 7, 4, 6]
-    assert "holds 2 of the 3 test rows of the supervised task" in messages(heard)
+    assert "contains 2 of the 3 test rows of the supervised task" in messages(heard)
     heard.clear()
     load_ave(ave.root, name="cross_modality")
-    assert "holds 2 of the 3 test rows of the supervised task" in messages(heard)
+    assert "contains 2 of the 3 test rows of the supervised task" in messages(heard)
     for name in ("train", "val", "test"):
         (ave.root / f"{name}Set.txt").unlink()
     assert list(load_ave(ave.root, split="test", name="cross_modality")["row"]) == [2, 3]

@@ -1,9 +1,11 @@
 """The real annotation files: counts, splits, labels, duplicates and leaks as published."""
 
+import os
+import shutil
 import sys
-import time
 import zipfile
 
+import datasets
 import h5py
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from ave_clip.data.annotations import parse_annotations
 from ave_clip.data.categories import AVE_CATEGORIES
 from ave_clip.data.official_split import official_split
 from ave_clip.data.source import read_source
-from tests.data.ave_files import PeakMemory
+from tests.helpers.ave_files import PeakMemory
 
 SPLIT_FILES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
 TEST_LEAKS = [
@@ -50,7 +52,7 @@ def linked(real_ave, folder, files):
     folder.mkdir()
     for file in files:
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "AVE").symlink_to(real_ave / "AVE")
+    shutil.copytree(real_ave / "AVE", folder / "AVE", copy_function=os.link)
     return folder
 
 
@@ -120,7 +122,7 @@ def test_the_official_split_is_not_given_to_other_rows(shared_ave):
     assert official_split(rows[:-1]) is None
 
 
-def test_the_cross_modality_split_holds_the_known_supervised_test_rows(splits, real_ave, shared_ave, tmp_path):
+def test_the_cross_modality_split_contains_the_known_supervised_test_rows(splits, real_ave, shared_ave, tmp_path):
     files = [shared_ave / "Annotations.txt", *(shared_ave / f"{s}_order_match.h5" for s in ("train", "val", "test"))]
     source = read_source(linked(real_ave, tmp_path / "match", files), cross_modality=True)
     train = set(source.splits["train"])
@@ -147,16 +149,16 @@ def test_four_workers_see_every_row_once(real_zip, splits):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
-def test_building_takes_under_five_seconds_and_little_memory(real_ave, tmp_path):
-    start = time.perf_counter()
+def test_building_takes_little_memory(real_ave, tmp_path):
     with PeakMemory() as peak:
         load_ave(real_ave, cache_dir=tmp_path)
-    assert time.perf_counter() - start < 5
     assert peak.megabytes < 100
 
 
-def test_a_second_load_takes_under_a_second(real_ave, splits, tmp_path):
-    load_ave(real_ave, cache_dir=tmp_path)
-    start = time.perf_counter()
-    load_ave(real_ave, cache_dir=tmp_path)
-    assert time.perf_counter() - start < 1
+def test_a_second_load_builds_nothing(real_ave, tmp_path, monkeypatch):
+    first = load_ave(real_ave, cache_dir=tmp_path)
+    monkeypatch.setattr(
+        datasets.GeneratorBasedBuilder, "_prepare_split", lambda *args, **options: pytest.fail("built")
+    )
+    again = load_ave(real_ave, cache_dir=tmp_path)
+    assert {split: part["row"] for split, part in again.items()} == {split: p["row"] for split, p in first.items()}

@@ -59,8 +59,8 @@ def ov_ave(tmp_path):
     return tmp_path
 
 
-def load_unav(folder, **options):
-    return load_unav100(folder / "unav100_annotations.json", folder / "videos", **options)
+def load_unav(folder, problem_type="single_label", **options):
+    return load_unav100(folder / "unav100_annotations.json", folder / "videos", problem_type=problem_type, **options)
 
 
 def load_ov(folder, **options):
@@ -100,9 +100,9 @@ def test_a_part_of_unav_needs_its_categories(unav):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"subset": "dev"}, "The subset is 'dev'"),
-        ({"duration": None}, "an entry of another form"),
-        ({"annotations": [{"segment": [1, 3]}]}, "an entry of another form .KeyError"),
+        ({"subset": "dev"}, "Got the split 'dev'"),
+        ({"duration": None}, "the entry has another structure"),
+        ({"annotations": [{"segment": [1, 3]}]}, "the entry has another structure .KeyError"),
         ({"annotations": [{"segment": [2, 1], "label": "sailing", "label_id": 2}]}, r"An event from 2\.0 to 1\.0 s"),
         ({"annotations": [{"segment": [4, 5], "label": "sailing", "label_id": 2}]}, r"in a video of 3\.0 s"),
         ({"annotations": [{"segment": [-1, 2], "label": "sailing", "label_id": 2}]}, r"starts at -1\.0 s"),
@@ -115,12 +115,19 @@ def test_an_unav_entry_that_cannot_be_used_is_refused_with_its_video(unav, chang
         load_unav(unav)
 
 
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label"])
+def test_a_class_of_unav_cannot_be_called_background(unav, problem_type):
+    change_unav(unav, "8WSesSOfBrE", annotations=[{"segment": [1, 3], "label": "Background", "label_id": 2}])
+    with pytest.raises(AnnotationError, match=r"unav100_annotations\.json: a class is called 'background'"):
+        load_unav(unav, problem_type)
+
+
 def test_files_of_another_form_are_no_unav(unav):
     path = unav / "unav100_annotations.json"
     for text, message in (
         ("{}", "no videos: wanted"),
         ("[1]", "a JSON list, wanted an object"),
-        ('{"database":\n{,}}', "line 2: no readable JSON"),
+        ('{"database":\n{,}}', "line 2: not readable as JSON"),
     ):
         path.write_text(text)
         with pytest.raises(AnnotationError, match=message):
@@ -144,7 +151,7 @@ def test_ov_avebench_has_flags_per_second_and_tells_seen_from_unseen(ov_ave):
     ("meta", "labels", "message"),
     [
         ([*OV_META, "test,rain,open,missing0001"], {}, r"meta\.csv, line 5: the video 'missing0001' is not in .*anno"),
-        ([*OV_META, OV_META[1]], {}, r"line 5: the video 'EpxQKLhAP0s' stands in line 2 already"),
+        ([*OV_META, OV_META[1]], {}, r"line 5: the video 'EpxQKLhAP0s' is in line 2 already"),
         ([*OV_META, "test,rain,half,x"], {}, r"line 5: cls_type is .half., wanted one of"),
         ([*OV_META, "test,rain"], {}, r"line 5: another number of fields than the header, which has 4"),
         (["split,name,type,id"], {}, r"line 1: the header is"),

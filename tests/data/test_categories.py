@@ -8,7 +8,7 @@ def test_the_real_category_list_is_ours(shared_ave):
     assert parse_categories((shared_ave / "categories.txt").read_bytes()) == AVE_CATEGORIES
 
 
-def test_background_stands_behind_the_last_category():
+def test_background_follows_the_last_category():
     names = label_names(["Bell", "Bark"])
     assert names == ["Bell", "Bark", "background"]
     assert names[background_index(["Bell", "Bark"])] == "background"

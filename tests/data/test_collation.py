@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ave_clip.data.collation import collate_rows
-from tests.conftest import tiny_localizer
+from tests.helpers.models import tiny_localizer
 
 
 def feature_row(number, num_segments, num_labels=None, seed=0):
@@ -27,13 +27,13 @@ def test_shorter_clips_are_padded_and_marked():
     assert "video_id" not in batch
 
 
-def test_a_labelled_second_that_the_file_lacks_is_part_of_the_clip():
+def test_a_labelled_second_that_is_missing_in_the_file_is_part_of_the_clip():
     batch = collate_rows([feature_row(1, 2, num_labels=3), feature_row(2, 4)])
     assert batch["segment_mask"].tolist() == [[True, True, True, False], [True] * 4]
     assert batch["labels"].tolist() == [[1, 1, 1, -100], [2] * 4]
 
 
-def test_a_second_that_nobody_labelled_is_ignored():
+def test_a_second_without_a_label_is_ignored():
     batch = collate_rows([feature_row(1, 4, num_labels=3)])
     assert batch["segment_mask"].tolist() == [[True] * 4]
     assert batch["labels"].tolist() == [[1, 1, 1, -100]]

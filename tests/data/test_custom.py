@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ave_clip.data import AnnotationError, MissingVideoError, decode_videos, load_ave, load_videos
-from tests.media import write_recording
+from tests.helpers.media import write_recording
 
 LINES = [
     "path,label,start,end,split",
@@ -42,6 +42,7 @@ def test_a_table_becomes_the_same_kind_of_data_set(own, ave):
         "start": 0.4,
         "end": 3.0,
         "events": [{"label": 0, "start": 0.4, "end": 1.6}, {"label": 1, "start": 1.6, "end": 3.0}],
+        "duration": 3.0,
         "duplicate_of": None,
         "leaks_into": [],
     }
@@ -86,7 +87,7 @@ def test_categories_come_from_the_argument_or_the_file_beside(own):
     assert load_videos(own, split="train", categories=["Bark", "Whine", "Cat"])[0]["labels"] == [0, 0, 1]
     with pytest.raises(AnnotationError, match=r"events\.csv, line 3: 'dogs/-one\.mp4': Got the category 'Whine'"):
         load_videos(own, categories=["Bark", "Wine"])
-    with pytest.raises(AnnotationError, match="categories, line 3: the category 'Bark' stands in line 1 already"):
+    with pytest.raises(AnnotationError, match="categories, line 3: the category 'Bark' is in line 1 already"):
         load_videos(own, categories=["Bark", "Whine", "Bark"])
     with pytest.raises(ValueError, match="wanted a list of names"):
         load_videos(own, categories="Bark")
@@ -147,8 +148,8 @@ def test_overlapping_events_are_refused_or_the_longest_wins(own):
         ("two.mp4,Bark,0,1,test,7", "another number of fields"),
         ("dogs/-one.mp4,Bark,0,0.3,test", "has the split test here, but train in line 2"),
         ("dogs/-one.mp4,Bark,0.4,1.6,train", "repeats line 2"),
-        ("quiet.mp4,Bark,0,1,train", "a row without event, but 'quiet.mp4' has one"),
-        ('two.mp4,"Bark,0,1,test', "no readable CSV"),
+        ("quiet.mp4,Bark,0,1,train", "a row without an event, but 'quiet.mp4' has one"),
+        ('two.mp4,"Bark,0,1,test', "not readable as CSV"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_with_its_line(own, row, message):
@@ -156,7 +157,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_line(own, row, message):
         load_videos(write(own, [*LINES, row]))
 
 
-def test_an_event_behind_the_end_of_the_file_is_refused_with_its_line(own):
+def test_an_event_after_the_end_of_the_file_is_refused_with_its_line(own):
     with pytest.raises(
         AnnotationError, match=r"line 6: 'three\.mp4': The event ends at 9\.0 s, but the video at [23]"
     ):
@@ -165,22 +166,22 @@ def test_an_event_behind_the_end_of_the_file_is_refused_with_its_line(own):
 
 
 def test_files_of_another_form_are_refused(own):
-    with pytest.raises(AnnotationError, match=r"line 1: the header is \['path', 'label'\], without .*'start', 'end'"):
+    with pytest.raises(AnnotationError, match=r"line 1: the columns are \['path', 'label'\], without start .*; end "):
         load_videos(write(own, ["path,label", "two.mp4,Bark"]))
-    with pytest.raises(AnnotationError, match="no row at all"):
+    with pytest.raises(AnnotationError, match="there are no rows"):
         load_videos(write(own, LINES[:1]))
-    with pytest.raises(AnnotationError, match="no event at all"):
+    with pytest.raises(AnnotationError, match="there are no events"):
         load_videos(write(own, [LINES[0], LINES[4]]))
-    with pytest.raises(AnnotationError, match=r"the ending is '\.txt'"):
-        load_videos(write(own.with_suffix(".txt"), LINES))
-    with pytest.raises(AnnotationError, match=r"line 2: no readable JSON"):
+    with pytest.raises(AnnotationError, match=r"the suffix is '\.ods'"):
+        load_videos(write(own.with_suffix(".ods"), LINES))
+    with pytest.raises(AnnotationError, match=r"line 2: not readable as JSON"):
         load_videos(write(own.with_suffix(".jsonl"), ['{"path": "two.mp4"}', "{path}"]))
     with pytest.raises(AnnotationError, match=r"line 1: got '\[1\]', wanted an object"):
         load_videos(write(own.with_suffix(".jsonl"), ["[1]"]))
     own.write_bytes("path,label,start,end\ntwo.mp4,Möwe,0,1\n".encode("latin-1"))
     with pytest.raises(AnnotationError, match="line 2: byte 0xf6 is not UTF-8"):
         load_videos(own)
-    with pytest.raises(FileNotFoundError, match="there is none"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load_videos(own.parent / "nowhere.csv")
 
 
@@ -192,7 +193,38 @@ def test_a_changed_table_or_video_is_noticed(own, tmp_path):
     assert load_videos(own, split="test")[0]["labels"] == [0, 2, 2]
 
 
-def test_rows_are_decoded_like_aves_with_one_label_a_segment(own, processor, tmp_path):
+def test_rows_are_decoded_as_for_ave_with_one_label_per_segment(own, processor, tmp_path):
     write_recording(own.parent / "two.mp4", 2.6, frame_rate=5)
     for row in decode_videos(load_videos(own, split="test"), processor):
         assert len(row["labels"]) == row["pixel_values"].shape[0] == 3
+
+
+def outside(own, tmp_path, way):
+    """A table beside the videos of which one is outside."""
+    (tmp_path / "secret.mp4").write_bytes((own.parent / "two.mp4").read_bytes())
+    path = {
+        "dots": "../secret.mp4",
+        "absolute": str(tmp_path / "secret.mp4"),
+        "link": "link.mp4",
+        "folder": "x/secret.mp4",
+    }
+    (own.parent / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (own.parent / "x").symlink_to(tmp_path)
+    return write(own, [LINES[0], f"{path[way]},Bark,0,1,train", LINES[3]])
+
+
+@pytest.mark.parametrize("way", ["dots", "absolute", "link", "folder"])
+def test_videos_outside_the_data_folder_are_taken_only_where_that_is_allowed(own, tmp_path, way):
+    table = outside(own, tmp_path, way)
+    with pytest.raises(
+        MissingVideoError, match=r"1 of 2 rows .* leads out of the data folder to \S*/secret\.mp4, which"
+    ):
+        load_videos(table)
+    assert load_videos(table, on_missing="skip").num_rows == {"test": 1}
+    allowed = load_videos(table, allow_outside=True)
+    assert allowed.num_rows == {"train": 1, "test": 1}
+
+
+def test_a_link_within_the_data_folder_is_taken(own):
+    (own.parent / "again.mp4").symlink_to(own.parent / "two.mp4")
+    assert load_videos(write(own, [LINES[0], "dogs/../again.mp4,Bark,0,1,train"])).num_rows == {"train": 1}

@@ -4,10 +4,10 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
+from ave_clip.core.video_io import VideoReadError, read_video
 from ave_clip.data import ClipAugmentation, collate_rows, decode_videos, load_ave, open_video, to_parquet
 from ave_clip.data.decoding import DecodeVideos, identify_video
-from ave_clip.video_io import VideoReadError, read_video
-from tests.data.ave_files import write_ave
+from tests.helpers.ave_files import write_ave
 
 ROWS = [
     "Bark&-dog0000001&good&1&3",
@@ -197,7 +197,7 @@ def test_a_video_is_known_by_name_size_and_time_of_change(tmp_path):
     assert (name, size, changed) == ("a.mp4", "5", str(path.stat().st_mtime_ns))
 
 
-def test_a_zipped_video_is_known_by_its_place_in_the_archive_and_its_content(tmp_path):
+def test_a_zipped_video_is_identified_by_its_path_in_the_archive_and_its_content(tmp_path):
     files = write_ave(tmp_path / "clips", ROWS, SPLITS)
     videos = [load_ave(files.zip(tmp_path / name), split="test")[0]["video"] for name in ("a.zip", "b.zip")]
     assert identify_video(videos[0]) == identify_video(videos[1])

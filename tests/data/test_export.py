@@ -5,6 +5,16 @@ import pytest
 from datasets import DatasetDict, Video, load_dataset
 
 from ave_clip.data import load_ave, load_videos, open_video, to_parquet, to_videofolder, to_webdataset
+from tests.helpers.media import write_recording
+
+
+@pytest.fixture
+def ave(ave, recordings):
+    """As everywhere, but with videos that can be exported, no two alike."""
+    for number, path in enumerate(sorted((ave.root / "AVE").iterdir())):
+        path.write_bytes(recordings["short"].read_bytes() + b"\0\0\0\x09free" + bytes([number]))
+    return ave
+
 
 EXPORTS = {"videofolder": to_videofolder, "parquet": to_parquet, "webdataset": to_webdataset}
 
@@ -15,7 +25,7 @@ def content_of(video):
 
 
 def rows_of(dataset):
-    """Rows with the video's content in place of its path, whatever the form."""
+    """Rows with the video's content instead of its path, for any format."""
     columns = dataset.features
     name = "mp4" if "mp4" in columns else "video"
     rows = []
@@ -79,9 +89,9 @@ def test_a_video_that_several_rows_show_is_written_once(ave, tmp_path):
     assert len(list(folder.rglob("*.mp4"))) == len({row.split("&")[1] for row in ave.rows}) - 2
 
 
-def test_shards_hold_at_most_the_bytes_asked_for(ave, tmp_path):
-    source = load_ave(ave.root)
-    folder = to_parquet(source, tmp_path / "parquet", max_shard_bytes=50)
+def test_shards_contain_at_most_the_given_number_of_bytes(ave, tmp_path):
+    source, size = load_ave(ave.root), ave.video("-bell_one-A").stat().st_size
+    folder = to_parquet(source, tmp_path / "parquet", max_shard_bytes=2 * size)
     assert sorted(path.name for path in (folder / "data").glob("train-*")) == [
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",
@@ -100,7 +110,7 @@ def test_tar_members_are_named_by_row(ave, tmp_path):
 
 def test_tar_shards_need_one_file_ending(ave, tmp_path):
     ave.video("-bell_one-A").rename(ave.root / "AVE" / "-bell_one-A.webm")
-    with pytest.raises(ValueError, match=r"end in \['mp4', 'webm'\]"):
+    with pytest.raises(ValueError, match=r"the suffixes \['mp4', 'webm'\]"):
         to_webdataset(load_ave(ave.root), tmp_path / "tar")
     assert not (tmp_path / "tar").exists()
 
@@ -112,7 +122,23 @@ def test_tar_shards_need_a_row(ave, tmp_path):
     assert list(tmp_path.glob("*tar*")) == []
 
 
-def test_the_leftover_of_a_killed_process_is_in_nobodys_way(ave, tmp_path):
+@pytest.mark.parametrize("form", EXPORTS)
+@pytest.mark.parametrize("name", ["secret.txt", "secret.mp4", "sound.mp4", "playlist.mp4"])
+def test_what_is_no_video_is_not_exported(tmp_path, recordings, form, name):
+    content = {"secret": b"password", "playlist": b"#EXTM3U\n#EXTINF:1,\nsecret.txt\n"}
+    if name == "sound.mp4":
+        write_recording(tmp_path / name, 1.0, picture=None)
+    else:
+        (tmp_path / name).write_bytes(content[name.split(".")[0]])
+    (tmp_path / "a.mp4").write_bytes(recordings["short"].read_bytes())
+    (tmp_path / "events.csv").write_text(f"path,label,start,end,duration\na.mp4,Bark,0,1,2\n{name},Bark,0,1,2\n")
+    source = load_videos(tmp_path / "events.csv")
+    with pytest.raises(ValueError, match=rf"Row 1 names .*{name}, which is not a video"):
+        EXPORTS[form](source, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_the_leftover_of_a_killed_process_does_not_prevent_an_export(ave, tmp_path):
     (tmp_path / f".out.{os.getpid()}.partial").mkdir()
     assert to_videofolder(load_ave(ave.root, split="test"), tmp_path / "out").is_dir()
 
@@ -125,7 +151,7 @@ def test_a_folder_in_use_is_left_alone(ave, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_what_fails_leaves_nothing_behind(ave, tmp_path):
+def test_a_failed_export_leaves_no_files(ave, tmp_path):
     source = load_ave(ave.root)
     ave.video("strings____G").unlink()
     before = set(tmp_path.iterdir())

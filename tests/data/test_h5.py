@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from ave_clip.categories import labels_with_background
+from ave_clip.core.categories import labels_with_background
 from ave_clip.data import AnnotationError, H5FileError, collate_rows, load_ave_features
-from ave_clip.data.h5 import H5Array, compare_label_files, read_order
+from ave_clip.data.features import compare_label_files
+from ave_clip.data.h5 import H5Array, read_order
 from ave_clip.data.source import read_source
-from tests.conftest import tiny_localizer
-from tests.data.ave_files import ROWS, SPLITS, PeakMemory, write_array, write_orders
+from tests.helpers.ave_files import ROWS, SPLITS, PeakMemory, write_array, write_orders
+from tests.helpers.models import tiny_localizer
 
 NUM_ROWS = len(ROWS)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
@@ -27,7 +28,7 @@ def features(ave):
     return ave
 
 
-def test_rows_hold_the_features_and_labels_of_their_clip(features):
+def test_rows_contain_the_features_and_labels_of_their_clip(features):
     with h5py.File(features.root / "visual_feature.h5") as file:
         visual = file["avadataset"][:]
     with h5py.File(features.root / "audio_feature.h5") as file:
@@ -51,7 +52,7 @@ def test_annotations_may_lie_elsewhere_and_splits_come_as_for_videos(features, t
         (features.root / name).rename(elsewhere / name)
     part = load_ave_features(elsewhere, "val", annotations_dir=features.root)
     assert [row["row"] for row in part] == SPLITS["validation"]
-    with pytest.raises(ValueError, match=r"holds no Annotations\.txt"):
+    with pytest.raises(ValueError, match=r"contains no Annotations\.txt"):
         load_ave_features(elsewhere)
     with pytest.raises(ValueError, match=r"split='dev', wanted one of \['train', 'validation', 'test'\]"):
         load_ave_features(elsewhere, "dev", annotations_dir=features.root)
@@ -72,7 +73,7 @@ def test_locations_may_be_flat(features):
     assert row["image_features"][1, 2].tolist() == [((5 * 10 + 1) * 49 + 2) * 5 + channel for channel in range(5)]
 
 
-def test_weak_training_rows_hide_their_seconds_and_get_the_background_samples(features):
+def test_weak_training_rows_withhold_labels_per_second_and_include_background_clips(features):
     write_array(features.root / "audio_feature_noisy.h5", np.full((2, 10, 4), 7.0))
     write_array(features.root / "visual_feature_noisy.h5", np.full((2, 10, 2, 3, 5), 8.0))
     splits = load_ave_features(features.root, name="weak")
@@ -84,16 +85,20 @@ def test_weak_training_rows_hide_their_seconds_and_get_the_background_samples(fe
     assert (noisy["row"], noisy["video_id"], noisy["video_label"].item()) == (NUM_ROWS + 1, "noisy_001", 28)
     assert (noisy["image_features"] == 8).all()
     assert (noisy["audio_features"] == 7).all()
-    assert splits["test"][1]["labels"].tolist()[1] == 1
+    full = load_ave_features(features.root)
+    for split in ("validation", "test"):  # measured by seconds, as in the full setting
+        assert len(splits[split]) == len(full[split]) > 0
+        for weak_row, full_row in zip(splits[split], full[split]):
+            assert weak_row["labels"].tolist() == full_row["labels"].tolist() != [-100] * 10
     batch = collate_rows([train[0], noisy], video_level=True)
     assert batch["labels"].tolist() == [5, 28]
 
 
-def test_without_background_samples_the_weak_setting_does_without(features):
+def test_the_weak_setting_works_without_background_clips(features):
     assert len(load_ave_features(features.root, "train", name="weak")) == len(SPLITS["train"])
     write_array(features.root / "audio_feature_noisy.h5", np.full((2, 10, 4), 7.0))
     write_array(features.root / "visual_feature_noisy.h5", np.full((2, 10, 2, 3, 6), 8.0))
-    with pytest.raises(H5FileError, match="does not go with"):
+    with pytest.raises(H5FileError, match="do not match"):
         load_ave_features(features.root, name="weak")
 
 
@@ -141,7 +146,7 @@ def test_label_files_of_another_shape_are_refused(features):
         ((8, 10, 4), r"shape \(8, 10, 4\), wanted \(9, 10\)"),
         ((9, 9, 4), "wanted"),
         ((9, 10), "wanted"),
-        ((9, 10, 1, 4), "then the feature's width"),
+        ((9, 10, 1, 4), "then the feature size"),
         ((9, 10, 1, 1, 4), ""),
     ],
 )
@@ -155,23 +160,23 @@ def test_damaged_and_foreign_h5_files_are_refused(features):
     visual = features.root / "visual_feature.h5"
     content = visual.read_bytes()
     visual.write_bytes(content[: len(content) // 2])
-    with pytest.raises(H5FileError, match=r"visual_feature\.h5 is no complete h5 file .*Download it again"):
+    with pytest.raises(H5FileError, match=r"visual_feature\.h5 is not a complete h5 file .*Download it again"):
         load_ave_features(features.root)
     visual.write_text("<html>quota exceeded</html>")
-    with pytest.raises(H5FileError, match="no complete h5 file"):
+    with pytest.raises(H5FileError, match="not a complete h5 file"):
         load_ave_features(features.root)
     write_array(visual, np.zeros((NUM_ROWS, 10, 2, 3, 5)), key="data")
-    with pytest.raises(H5FileError, match=r"holds \['data'\], wanted an array named 'avadataset'"):
+    with pytest.raises(H5FileError, match=r"contains \['data'\], wanted an array named 'avadataset'"):
         load_ave_features(features.root)
     write_array(visual, np.array([b"text"]))
     with pytest.raises(H5FileError, match="wanted numbers"):
         load_ave_features(features.root)
     visual.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no visual_feature\.h5"):
+    with pytest.raises(FileNotFoundError, match=r"contains no visual_feature\.h5"):
         load_ave_features(features.root)
 
 
-def test_order_files_hold_whole_row_numbers_once(tmp_path):
+def test_order_files_contain_each_row_number_at_most_once(tmp_path):
     def order(array, key="order"):
         write_array(tmp_path / "order.h5", np.array(array), key)
         return read_order((tmp_path / "order.h5").read_bytes(), 5)
@@ -186,9 +191,9 @@ def test_order_files_hold_whole_row_numbers_once(tmp_path):
     ):
         with pytest.raises(H5FileError, match=message):
             order(array)
-    with pytest.raises(H5FileError, match=r"holds \['rows'\], wanted an array named 'order'"):
+    with pytest.raises(H5FileError, match=r"contains \['rows'\], wanted an array named 'order'"):
         order([0], key="rows")
-    with pytest.raises(H5FileError, match="no complete h5 file"):
+    with pytest.raises(H5FileError, match="not a complete h5 file"):
         read_order(b"nonsense", 5)
 
 
@@ -197,7 +202,7 @@ def test_a_damaged_order_file_is_named(features):
         (features.root / f"{name}Set.txt").unlink()
     write_orders(features.root)
     (features.root / "val_order.h5").write_bytes(b"nonsense")
-    with pytest.raises(AnnotationError, match=r"val_order\.h5: .*no complete h5 file"):
+    with pytest.raises(AnnotationError, match=r"val_order\.h5: .*not a complete h5 file"):
         load_ave_features(features.root)
 
 
@@ -308,5 +313,5 @@ def test_label_tables_that_cannot_be_used_are_refused(tables):
         load_ave_features(tables, num_segments=4)
     for path in tables.glob("*_order.h5"):
         path.unlink()
-    with pytest.raises(H5FileError, match=r"holds none of train_order\.h5"):
+    with pytest.raises(H5FileError, match=r"contains none of train_order\.h5"):
         load_ave_features(tables, num_segments=4)

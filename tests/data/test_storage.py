@@ -2,14 +2,17 @@ import zipfile
 
 import pytest
 
+from ave_clip.core.video_io import VideoReadError
+from ave_clip.data import open_video
 from ave_clip.data.storage import FolderStorage, ZipStorage, fingerprint, list_videos_below, open_storage
+from tests.helpers.ave_files import PeakMemory
 
 
 def storage_fingerprint(storage):
     return fingerprint(storage.name, {"Annotations.txt": storage.read("Annotations.txt")}, storage.list_videos())
 
 
-def test_folder_and_zip_hold_the_same_files(ave, tmp_path):
+def test_folder_and_zip_contain_the_same_files(ave, tmp_path):
     folder = open_storage(ave.root)
     archive = open_storage(ave.zip(tmp_path / "AVE.zip"))
     assert isinstance(folder, FolderStorage)
@@ -30,10 +33,10 @@ def test_the_folder_one_above_will_do(ave, tmp_path):
         open_storage(tmp_path)
 
 
-def test_a_place_without_annotations_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing is there"):
+def test_a_folder_without_annotations_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         open_storage(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no Annotations\.txt, and none one level below"):
+    with pytest.raises(ValueError, match=r"contains no Annotations\.txt, and none one level below"):
         open_storage(tmp_path)
     with pytest.raises(ValueError, match="needs data_dir"):
         open_storage(None)
@@ -49,11 +52,11 @@ def test_a_zip_at_any_depth_is_found_and_what_macos_adds_is_not(ave, tmp_path):
 @pytest.mark.parametrize(
     "member", ["../out.mp4", "AVE/../../out.mp4", "/etc/out.mp4", "C:/out.mp4", "AVE\\..\\out.mp4"]
 )
-def test_a_zip_with_a_member_that_leaves_the_folder_is_refused(ave, tmp_path, member):
+def test_a_zip_with_a_member_outside_the_folder_is_refused(ave, tmp_path, member):
     path = ave.zip(tmp_path / "AVE.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(member), "x")
-    with pytest.raises(ValueError, match="would leave the folder it is unpacked in"):
+    with pytest.raises(ValueError, match="would be unpacked outside the folder"):
         open_storage(path)
 
 
@@ -85,7 +88,7 @@ def test_a_file_that_is_no_zip_is_refused(ave, tmp_path):
         open_storage(whole)
     empty = tmp_path / "empty.zip"
     zipfile.ZipFile(empty, "w").close()
-    with pytest.raises(ValueError, match=r"holds no Annotations\.txt among its 0 files"):
+    with pytest.raises(ValueError, match=r"contains no Annotations\.txt among its 0 files"):
         open_storage(empty)
 
 
@@ -103,7 +106,7 @@ def test_a_link_that_leads_nowhere_is_no_video(ave):
     assert "bell_two__B" not in open_storage(ave.root).list_videos()
 
 
-def test_the_fingerprint_follows_annotations_videos_and_place(ave, tmp_path):
+def test_the_fingerprint_depends_on_annotations_videos_and_location(ave, tmp_path):
     before = storage_fingerprint(open_storage(ave.root))
     assert storage_fingerprint(open_storage(ave.root)) == before
     ave.video("bell_two__B").write_bytes(b"other")
@@ -121,5 +124,42 @@ def test_videos_are_found_at_any_depth(tmp_path):
     (tmp_path / "two.webm").write_text("xy")
     found = list_videos_below(tmp_path)
     assert {name: video.size for name, video in found.items()} == {"-one": 1, "two": 2}
-    with pytest.raises(FileNotFoundError, match="there is none"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         list_videos_below(tmp_path / "nowhere")
+
+
+def test_videos_of_the_layout_do_not_lead_out_of_its_folder(ave, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("password")
+    ave.video("bell_two__B").unlink()
+    ave.video("bell_two__B").symlink_to(secret)
+    videos = open_storage(ave.root).list_videos()
+    assert [name for name, video in videos.items() if video.outside] == ["bell_two__B"]
+    assert videos["bell_two__B"].outside == str(secret)
+    assert not any(video.outside for video in open_storage(ave.root, allow_outside=True).list_videos().values())
+    (ave.root / "AVE").rename(tmp_path / "elsewhere")
+    (ave.root / "AVE").symlink_to(tmp_path / "elsewhere")
+    assert all(video.outside for video in open_storage(ave.root).list_videos().values())
+    named = open_storage(ave.root).list_videos(str(tmp_path / "elsewhere"))  # this one the user named
+    assert [name for name, video in named.items() if video.outside] == ["bell_two__B"]
+
+
+def write_bomb(path, member, size):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as file:
+        for _ in range(size // 2**20):
+            file.write(bytes(2**20))
+    return path
+
+
+def test_a_zip_bomb_is_refused_by_the_sizes_that_it_declares(tmp_path):
+    bomb = write_bomb(tmp_path / "AVE.zip", "AVE_Dataset/Annotations.txt", 100 * 2**20)
+    with (
+        PeakMemory() as peak,
+        pytest.raises(ValueError, match=r"'AVE_Dataset/Annotations.txt' would unpack .* zip bomb"),
+    ):
+        open_storage(bomb)
+    assert peak.megabytes < 30
+    bomb = write_bomb(tmp_path / "video.zip", "clip.mp4", 100 * 2**20)
+    with PeakMemory() as peak, pytest.raises(VideoReadError, match="zip bomb"):
+        open_video(f"zip://clip.mp4::{bomb}")
+    assert peak.megabytes < 30

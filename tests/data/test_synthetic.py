@@ -1,4 +1,4 @@
-"""Synthetic AVE: what happens when, in the layout and the files, and that nothing is shared or left behind."""
+"""The synthetic data set: scripts, layout, rendered files, independence of clips and failures."""
 
 import itertools
 import json
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ave_clip.core.video_io import probe_video, read_video
 from ave_clip.data import load_ave
-from ave_clip.data.synthetic import (
+from ave_clip.data.synthetic.clips import (
     NOTHING,
     NUM_SECONDS,
     SPLITS,
@@ -19,7 +20,6 @@ from ave_clip.data.synthetic import (
     generate_synthetic_ave,
     render_clip,
 )
-from ave_clip.video_io import probe_video, read_video
 
 BACKGROUND = len(SYNTHETIC_CATEGORIES)
 
@@ -39,7 +39,7 @@ def scripts(count: int, seed: int = 0):
     return [draw_script(seed, "train", index) for index in range(count)]
 
 
-def test_the_folder_has_aves_layout(folder):
+def test_the_folder_has_the_layout_of_ave(folder):
     rows = rows_of(folder / "Annotations.txt")
     lists = {split: rows_of(folder / f"{split}Set.txt") for split in SPLITS}
     assert {split: len(part) for split, part in lists.items()} == {"train": 8, "val": 1, "test": 1}
@@ -53,13 +53,13 @@ def test_the_folder_has_aves_layout(folder):
     assert json.loads((folder / "synthetic.json").read_text())["seed"] == 5
 
 
-def test_an_event_is_exactly_where_sight_and_sound_are_of_one_class():
+def test_an_event_is_exactly_where_object_and_audio_have_the_same_class():
     for script in scripts(500):
         for second, label in enumerate(script.labels):
-            agree = script.sights[second] == script.sounds[second] != NOTHING
+            agree = script.objects[second] == script.sounds[second] != NOTHING
             assert agree == (label != BACKGROUND)
             if agree:
-                assert label == script.sights[second] == script.category
+                assert label == script.objects[second] == script.category
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -71,15 +71,15 @@ def test_events_last_two_to_ten_seconds_and_some_clips_have_none(split):
     assert 1 - lengths.mean() / NUM_SECONDS == pytest.approx(0.426, abs=0.015)
 
 
-def test_every_split_holds_all_classes_equally_often():
+def test_every_split_contains_all_classes_equally_often():
     for split in SPLITS:
         dealt = sorted(draw_script(0, split, index).category for index in range(32))
         assert dealt == sorted([*range(BACKGROUND)] * 2)
 
 
-@pytest.mark.parametrize("modality", ["sights", "sounds"])
+@pytest.mark.parametrize("modality", ["objects", "sounds"])
 def test_one_modality_alone_cannot_tell_when(modality):
-    """The class that is seen (or heard) for longest, wherever it is: what one modality shows of an event."""
+    """The baseline of one modality predicts the class that it shows for the longest time, in all of these seconds."""
     correct = []
     for script in scripts(1000):
         present = [value for value in getattr(script, modality) if value != NOTHING]
@@ -101,8 +101,8 @@ def test_the_same_seed_gives_the_same_clips_and_another_seed_others(folder, tmp_
 
 
 def test_splits_and_seeds_share_no_instance(tmp_path):
-    """The same script in another split, at another place or of another seed looks and sounds different."""
-    script = ClipScript("train", 0, category=4, start=0, end=10, sights=(4,) * 10, sounds=(4,) * 10, silent_room=True)
+    """The same script gives other frames and audio in another split, at another index or with another seed."""
+    script = ClipScript("train", 0, category=4, start=0, end=10, objects=(4,) * 10, sounds=(4,) * 10, silent_room=True)
     variants = [(1, script), (2, script), *((1, replace(script, split=split)) for split in SPLITS[1:])]
     variants.append((1, replace(script, index=1)))
     clips = []
@@ -114,7 +114,7 @@ def test_splits_and_seeds_share_no_instance(tmp_path):
         assert np.abs(one.frames[3].astype(float) - other.frames[3]).mean() > 5
 
 
-def test_a_larger_set_of_the_same_seed_holds_the_smaller(tmp_path):
+def test_a_larger_set_of_the_same_seed_contains_the_smaller(tmp_path):
     for number in (1, 2):
         generate_synthetic_ave(tmp_path / str(number), num_videos=number, num_workers=0, splits=(0, 0, 1))
     (row,) = rows_of(tmp_path / "1/testSet.txt")
@@ -139,9 +139,9 @@ def test_clips_are_ten_seconds_with_the_event_seen_and_heard(folder):
             assert level[heard].min() > 2 * level[~heard].max()
 
 
-def test_sight_and_sound_change_at_whole_seconds(tmp_path):
-    sights, sounds = (NOTHING,) * 3 + (1,) * 4 + (NOTHING,) * 3, (NOTHING,) * 3 + (6,) * 4 + (NOTHING,) * 3
-    script = ClipScript("val", 0, category=1, start=0, end=0, sights=sights, sounds=sounds, silent_room=True)
+def test_frames_and_audio_change_at_whole_seconds(tmp_path):
+    objects, sounds = (NOTHING,) * 3 + (1,) * 4 + (NOTHING,) * 3, (NOTHING,) * 3 + (6,) * 4 + (NOTHING,) * 3
+    script = ClipScript("val", 0, category=1, start=0, end=0, objects=objects, sounds=sounds, silent_room=True)
     render_clip(0, script, tmp_path / "clip.mp4")
     clip = read_video(tmp_path / "clip.mp4", num_frames_per_segment=12)
     loud = np.flatnonzero(np.abs(clip.waveforms.reshape(-1)) > 0.01) / clip.sampling_rate
@@ -180,7 +180,7 @@ def test_overwriting_replaces_a_synthetic_set_and_nothing_else(tmp_path):
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
+def test_a_failure_leaves_no_files(tmp_path):
     def stop(done: int, total: int) -> None:
         assert (done, total) == (1, 3)
         raise RuntimeError("stopped")

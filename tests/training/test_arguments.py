@@ -1,4 +1,4 @@
-"""YAML under the command line, overrides of configurations, the trap of processes that do not know each other."""
+"""YAML files and the command line, overrides of configurations, and processes that do not see each other."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ def test_yaml_sets_values_of_every_kind(parser, tmp_path):
     assert args.fields == ["size=64", "windows=[10, 5]"]
 
 
-def test_the_command_line_wins_over_yaml(parser, tmp_path):
+def test_the_command_line_overrides_yaml(parser, tmp_path):
     args = parse(parser, tmp_path, "epochs: 5\nrate: 0.1", "--epochs", "7")
     assert (args.epochs, args.rate) == (7, 0.1)
 
@@ -53,7 +53,7 @@ def test_a_null_or_false_switch_in_yaml_keeps_the_default(parser, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("epoch: 5", "sets 'epoch', which script does not take"), ("- 1", "holds a list")]
+    ("text", "message"), [("epoch: 5", "sets 'epoch', which script does not take"), ("- 1", "contains a list")]
 )
 def test_yaml_that_fits_no_argument_is_refused(parser, tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
@@ -78,7 +78,7 @@ def test_an_override_of_no_field_is_refused(pair):
         parse_overrides([pair], AVEClipConfig)
 
 
-def test_processes_that_do_not_know_each_other_stop(monkeypatch):
+def test_processes_that_do_not_see_each_other_stop(monkeypatch):
     class Alone:
         num_processes = 1
 
@@ -93,7 +93,7 @@ def test_processes_that_do_not_know_each_other_stop(monkeypatch):
     assert build_accelerator().num_processes == 1
 
 
-def test_json_holds_numbers_of_numpy_and_null_for_nan(tmp_path):
+def test_json_contains_numpy_numbers_and_null_for_nan(tmp_path):
     content = {
         "a": np.float32(0.5),
         "b": [np.int64(3), float("nan")],

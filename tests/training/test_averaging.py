@@ -1,5 +1,7 @@
 """The average follows the weights, lends itself to the model, and survives a restart."""
 
+import copy
+
 import pytest
 import torch
 
@@ -22,15 +24,16 @@ def set_weight(model, value):
 
 def test_the_average_follows_the_weights_by_its_decay(model):
     average = ExponentialAverage(model, 0.5)
-    expected = 1.0
-    for step, weight in enumerate([2.0, 4.0, 8.0, 16.0], start=1):
+    expected = 2.0  # the first update copies
+    for count, weight in enumerate([2.0, 4.0, 8.0, 16.0, 32.0]):
         set_weight(model, weight)
         average.update()
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weight
+        if count:
+            decay = min(0.5, (1 + count) / (10 + count))
+            expected = decay * expected + (1 - decay) * weight
     with average.applied():
         assert model[0].weight.item() == pytest.approx(expected)
-    assert model[0].weight.item() == 16.0
+    assert model[0].weight.item() == 32.0
 
 
 def test_weights_come_back_even_if_the_block_fails(model):
@@ -44,22 +47,23 @@ def test_weights_come_back_even_if_the_block_fails(model):
         assert model[0].weight.item() == 1.0
 
 
-def test_a_saved_average_goes_on_as_it_was(model):
+def test_a_saved_average_continues_unchanged(model):
     average = ExponentialAverage(model, 0.9)
-    set_weight(model, 2.0)
-    average.update()
-    state = {"step": average.step, "averages": {n: t.clone() for n, t in average.state_dict()["averages"].items()}}
+    for value in (2.0, 3.0):
+        set_weight(model, value)
+        average.update()
     other = ExponentialAverage(model, 0.9)
-    other.load_state_dict(state)
+    other.load_state_dict(copy.deepcopy(average.state_dict()))
+    set_weight(model, 5.0)
     for follower in (average, other):
-        set_weight(model, 5.0)
         follower.update()
-    assert other.step == average.step == 2
-    torch.testing.assert_close(other.state_dict()["averages"], average.state_dict()["averages"], rtol=0, atol=0)
+    assert other.n_averaged == average.n_averaged == 3
+    torch.testing.assert_close(other.state_dict(), average.state_dict(), rtol=0, atol=0)
+    assert average.module[0].item() != 5.0
 
 
 def test_frozen_weights_are_not_kept(model):
-    assert list(ExponentialAverage(model, 0.9).state_dict()["averages"]) == ["0.weight"]
+    assert len(ExponentialAverage(model, 0.9).module) == 1
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])

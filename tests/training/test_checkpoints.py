@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(AVEClipForLocalization, "save_pretrained", fail)
-    with pytest.raises(CheckpointError, match=r"No space left on device\)\. What was there before is whole"):
+    with pytest.raises(CheckpointError, match=r"No space left on device\)\. The previous files are kept"):
         save_checkpoint(tmp_path, localizer(1))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

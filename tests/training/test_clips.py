@@ -18,7 +18,7 @@ from ave_clip.training.clips import (
     cache_key,
     clips_fingerprint,
 )
-from tests.conftest import tiny_processor
+from tests.helpers.models import tiny_processor
 
 BACKGROUND = 16
 
@@ -60,7 +60,7 @@ def test_a_clip_shorter_than_its_labels_gets_empty_segments(examples):
 def test_segments_of_another_length_than_the_labels_are_refused(examples):
     processor = tiny_processor()
     processor.video_processor.segment_seconds = 0.5
-    with pytest.raises(ValueError, match="labels are of 1 second each, but the processor cuts segments of 0"):
+    with pytest.raises(ValueError, match="but the processor's segments are 0"):
         ClipReader(examples, processor)
 
 
@@ -70,7 +70,7 @@ def test_a_cache_that_does_not_fit_on_the_disk_says_how_much_it_needs(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"need 0\.0 GB for frames\.npy alone.*Make room"):
+    with pytest.raises(OSError, match=r"need 0\.0 GB for frames\.npy alone.*Free space"):
         build_clip_cache(tmp_path / "cache", examples, tiny_processor())
     assert not list((tmp_path / "cache").iterdir())
 
@@ -84,14 +84,15 @@ def test_an_unreadable_clip_names_its_file(tmp_path):
     assert "x.mp4" in clip["error"]
 
 
-def test_the_cache_holds_what_the_reader_reads(cache, examples):
+def test_the_cache_contains_what_the_reader_reads(cache, examples):
     processor = tiny_processor()
     for index in (0, len(examples) - 1):
         clip = ClipReader(examples, processor)[index]
-        frames = processor.video_processor.normalize_pixels(torch.from_numpy(cache.frames[index].copy()))
+        frames = processor.video_processor.normalize_pixels(torch.from_numpy(cache.clip("frames", index).copy()))
         torch.testing.assert_close(frames, clip["pixel_values"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.from_numpy(cache.sounds[index].copy()), clip["input_values"], rtol=0, atol=0)
-        assert cache.labels[index].tolist() == clip["labels"].tolist()
+        sounds = torch.from_numpy(cache.clip("sounds", index).copy())
+        torch.testing.assert_close(sounds, clip["input_values"], rtol=0, atol=0)
+        assert cache.clip("labels", index).tolist() == clip["labels"].tolist()
     assert cache.rows == list(examples["row"])
 
 
@@ -146,7 +147,7 @@ def test_rows_that_could_not_be_read_are_kept_with_the_reason(tmp_path, examples
     columns = {**examples[:2], "row": [3, 8]}
     columns["video"] = [examples[0]["video"], {"path": str(path), "bytes": None}]
     cache = build_clip_cache(tmp_path / "cache", Dataset.from_dict(columns), tiny_processor())
-    assert (cache.labels[1] == -100).all()
+    assert (cache.clip("labels", 1) == -100).all()
     assert list(cache.failed) == [8]
     assert "x.mp4" in cache.failed[8]
     assert ClipCache(cache.folder).failed == cache.failed

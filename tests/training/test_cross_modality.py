@@ -14,7 +14,7 @@ from ave_clip.training.cross_modality import (
     read_embeddings,
 )
 from ave_clip.training.features import FeatureStore, FeatureStoreError, FeatureWriter
-from tests.conftest import tiny_localizer
+from tests.helpers.models import tiny_localizer
 
 BACKGROUND = 9
 
@@ -178,7 +178,7 @@ def test_pooled_features_are_read_without_their_padding(tmp_path):
 
 def test_feature_maps_are_refused_with_what_to_do(tmp_path):
     store = write_store(tmp_path, "dense", (4, 3))
-    with pytest.raises(FeatureStoreError, match=r"holds 'dense' picture features.*--visual_feature_type pooled"):
+    with pytest.raises(FeatureStoreError, match=r"contains 'dense' image features.*--visual_feature_type pooled"):
         read_embeddings(store)
 
 

@@ -21,7 +21,7 @@ def masks(rows, seed=0, epoch=0, shape=(7, 5)):
     return torch.stack([model[0](ones), model[1](ones)], dim=1)
 
 
-def test_a_clip_meets_the_same_masks_wherever_it_stands():
+def test_a_clip_gets_the_same_masks_at_any_position():
     together = masks([3, 8, 5])
     torch.testing.assert_close(masks([5, 3]), together[[2, 0]], rtol=0, atol=0)
 
@@ -78,10 +78,10 @@ def test_evaluation_drops_nothing_and_needs_no_rows():
 def test_training_without_the_rows_of_the_batch_is_refused():
     model = network()
     dropout = use_keyed_dropout(model)
-    with pytest.raises(ValueError, match="got 2 clips, but knows the rows of none"):
+    with pytest.raises(ValueError, match="got 2 clips, but `set` was called with 0 rows"):
         model(torch.ones(2, 3))
     dropout.set(0, 0, torch.arange(3))
-    with pytest.raises(ValueError, match="got 2 clips, but knows the rows of 3"):
+    with pytest.raises(ValueError, match="got 2 clips, but `set` was called with 3 rows"):
         model(torch.ones(2, 3))
 
 

@@ -1,4 +1,6 @@
-"""Reading what can be read, the peers' second decoder, tables."""
+"""Predictions of readable clips, the gate decoder of previous work, and tables."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,20 +9,20 @@ from accelerate import Accelerator
 from transformers.utils import ModelOutput
 
 from ave_clip.training.evaluation import (
-    SplitPredictions,
-    best_test_epoch,
     choose_decoders,
     decode_gate,
     measure_settings,
-    predict_split,
     render_table,
     state_reference_points,
     summary_rows,
 )
+from ave_clip.training.prediction import SplitPredictions, predict_split
 
 
 class Echo(torch.nn.Module):
-    """Gives the audio features back as logits, and their first column as event logits."""
+    """Returns the audio features as logits, and their first column as event logits."""
+
+    config = SimpleNamespace(id2label={0: "Bell", 1: "Bark", 2: "background"})
 
     def __init__(self, has_gate=True):
         super().__init__()
@@ -64,21 +66,21 @@ def test_each_clip_keeps_its_own_probabilities_and_gate_without_padding():
 def test_batches_of_any_size_predict_the_same():
     clips = make_clips(*range(5))
     for single, together in zip(predict(clips, 1).event_probabilities, predict(clips, 5).event_probabilities):
-        np.testing.assert_array_equal(single, together)
+        np.testing.assert_allclose(single, together, rtol=1e-6)
 
 
 def test_a_model_without_event_logits_has_no_gate():
     assert predict(make_clips(0, 1), has_gate=False).event_probabilities is None
 
 
-def test_clips_that_cannot_be_read_are_noted_also_where_they_fill_a_batch():
+def test_unreadable_clips_are_recorded_even_if_they_fill_a_batch():
     found = predict(make_clips(1, 2, 3, 4, 5, error=(1, 2, 4)))
     assert found.rows == [3, 5]
     assert found.unreadable == {1: "bad 1", 2: "bad 2", 4: "bad 4"}
     assert [len(clip) for clip in found.event_probabilities] == [2, 4]
 
 
-def test_nothing_to_measure_is_named():
+def test_nothing_to_measure_is_an_error():
     with pytest.raises(ValueError, match="The split is empty"):
         predict([])
     with pytest.raises(ValueError, match=r"None of the 2 clips could be read. The first: bad 4"):
@@ -89,7 +91,7 @@ def test_nothing_to_measure_is_named():
 
 
 def cmran_predictions(is_event_scores, event_scores):
-    """Of CMRAN's and CPSP's evaluation: scores of the gate (N, T) and of the video's class (N, 28)."""
+    """As in CMRAN's and CPSP's evaluation, from scores of the gate (N, T) and of the video's class (N, 28)."""
     is_event = torch.tensor(is_event_scores).sigmoid() > 0.5
     predicted = is_event.long() * torch.tensor(event_scores).max(-1).indices[:, None]
     predicted[~is_event] = 28
@@ -108,21 +110,18 @@ def test_the_gate_decoder_is_that_of_published_code():
     assert measured == pytest.approx((expected == labels).mean())
 
 
-def test_decoders_are_chosen_by_what_the_model_gives():
+def test_default_decoders_are_those_that_the_model_supports():
     assert choose_decoders(None, True) == ("merge", "single_event", "viterbi", "none", "gate")
     assert choose_decoders(None, False) == ("merge", "single_event", "viterbi", "none")
     assert choose_decoders(["none", "merge", "none"], False) == ("none", "merge")
     with pytest.raises(ValueError, match="needs the event logits"):
         choose_decoders(["gate"], False)
+    without_gate = SplitPredictions([0], [np.ones((2, 3)) / 3], [np.array([0, 1])])
+    with pytest.raises(ValueError, match="needs the event logits"):
+        measure_settings(without_gate, ["gate"], [3], num_resamples=0)
 
 
-def test_the_best_test_epoch_needs_a_history_that_holds_it():
-    assert best_test_epoch([{"epoch": 0, "validation_accuracy": 0.5}]) is None
-    history = [{"epoch": 3, "test_accuracy": 0.5}, {"epoch": 4, "test_accuracy": 0.6}, {"epoch": 5}]
-    assert best_test_epoch(history) == {"epoch": 4, "segment_accuracy": 0.6}
-
-
-def test_the_reference_points_of_ave_read_plainly():
+def test_the_reference_points_of_ave_become_a_sentence():
     statement = state_reference_points({"never_background": 3305 / 4020, "all_background": 715 / 4020})
     assert "82.21% segment accuracy (never background, with the right class) or 17.79% (all background)" in statement
 
@@ -139,7 +138,7 @@ def test_tables_are_aligned_or_markdown():
 
 
 def test_a_measure_that_is_undefined_leaves_its_cell_empty():
-    spread = {"mean": float("nan"), "deviation": float("nan")}
+    undefined = {"mean": float("nan"), "deviation": float("nan")}
     names = ("segment_accuracy", "background_recall", "background_precision", "segment_f1", "event_f1", "event_map")
-    row = summary_rows({"none": dict.fromkeys((*names, "video_accuracy"), spread)})[0]
+    row = summary_rows({"none": dict.fromkeys((*names, "video_accuracy"), undefined)})[0]
     assert row[:3] == ["mean ± deviation", "none", ""]

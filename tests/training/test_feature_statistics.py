@@ -38,9 +38,9 @@ def test_mean_and_spread_are_those_of_all_vectors_together():
     )
     for clip in features:
         statistics.add(clip)
-    mean, spread = statistics.result()
+    mean, deviation = statistics.result()
     torch.testing.assert_close(mean, features.flatten(0, 1).mean(0))
-    torch.testing.assert_close(spread, features.flatten(0, 1).std(0, correction=0))
+    torch.testing.assert_close(deviation, features.flatten(0, 1).std(0, correction=0))
 
 
 def test_a_feature_that_never_changes_is_not_blown_up():

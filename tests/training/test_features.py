@@ -18,7 +18,7 @@ from ave_clip.training.features import (
     collate_clips,
     encoder_fingerprint,
 )
-from tests.conftest import tiny_localizer
+from tests.helpers.models import tiny_localizer
 
 SETTINGS = {"encoder_fingerprint": "abc", "num_frames_per_segment": 4, "id2label": {"0": "Bell", "1": "background"}}
 ROWS = (7, 3, 9)
@@ -95,20 +95,20 @@ def test_a_missing_shard_stops_the_manifest(tmp_path):
     writer.path(1).unlink()
     with pytest.raises(FeatureStoreError, match=r"shard-00001.safetensors is missing"):
         writer.finish("train")
-    with pytest.raises(FeatureStoreError, match=r"holds no manifest\.json"):
+    with pytest.raises(FeatureStoreError, match=r"contains no manifest\.json"):
         FeatureStore(tmp_path)
 
 
 def test_a_shard_that_lost_a_row_stops_the_manifest(tmp_path):
     writer = fill(tmp_path)
     writer.write(0, [make_clip(7)])
-    with pytest.raises(FeatureStoreError, match=r"lacks rows \[3\]"):
+    with pytest.raises(FeatureStoreError, match=r"Rows \[3\] are missing"):
         writer.finish("train")
 
 
 def test_shards_of_other_settings_are_refused_with_both_values(tmp_path):
     fill(tmp_path)
-    message = r"other settings or by another encoder: num_frames_per_segment 4 there, 8 now\. Write to another folder"
+    message = r"other settings or by another encoder: num_frames_per_segment 4 there, 8 now\. Choose another folder"
     with pytest.raises(FeatureStoreError, match=message):
         new_writer(tmp_path, num_frames_per_segment=8).plan()
 
@@ -120,7 +120,7 @@ def test_only_missing_shards_are_to_be_made(tmp_path):
     assert writer.plan() == [0]
 
 
-def test_where_the_model_lies_and_what_made_the_shards_changes_nothing(tmp_path):
+def test_the_path_of_the_model_and_the_writer_of_the_shards_change_nothing(tmp_path):
     fill(tmp_path).finish("train", {"name": "here"})
     clips = {row: f"clip {row}" for row in ROWS}
     assert FeatureWriter(tmp_path, SETTINGS, clips, 2, {"ave_clip": "2.0"}).plan() == []
@@ -158,7 +158,7 @@ def test_a_shard_made_again_is_not_read_by_an_old_manifest(tmp_path):
     fill(tmp_path, failed=[7]).finish("train")
     store = FeatureStore(tmp_path)
     writer = fill(tmp_path, shards=[0])
-    with pytest.raises(FeatureStoreError, match=r"row 7 is in the place of row 3"):
+    with pytest.raises(FeatureStoreError, match=r"it has row 7 instead of row 3"):
         store[0]
     writer.withdraw_manifest()
     with pytest.raises(FeatureStoreError, match="did not finish"):
@@ -174,8 +174,8 @@ def test_the_same_clips_give_the_same_bytes(tmp_path):
 
 def test_no_partial_file_stays_behind(tmp_path):
     writer = fill(tmp_path)
-    (tmp_path / ".shard-00001.safetensors-abc").mkdir()
-    (tmp_path / ".shard-00001.safetensors-abc" / "shard-00001.safetensors").write_text("half")
+    (tmp_path / ".shard-00001.safetensors.ave-clip-0").mkdir()
+    (tmp_path / ".shard-00001.safetensors.ave-clip-0" / "shard-00001.safetensors").write_text("half")
     writer.remove_leftovers()
     writer.finish("train")
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -228,7 +228,7 @@ def test_a_full_disk_loses_nothing_that_is_finished(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(FeatureStoreError, match=r"shard-00001.safetensors could not be written .* Make room"):
+        with pytest.raises(FeatureStoreError, match=r"shard-00001.safetensors could not be written .* Free space"):
             fill(tmp_path, writer=writer, shards=[1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

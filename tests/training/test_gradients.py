@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ave_clip import AudioCLIPModel
 from ave_clip.training.gradients import backward_in_chunks, use_shared_batch_norm, use_unscaled_spectrogram
 from ave_clip.training.losses import audio_image_contrastive_loss, gather_segments, gather_with_gradient
-from tests.conftest import tiny_audioclip_config
+from tests.helpers.models import tiny_audioclip_config
 
 NUM_PAIRS, NUM_SEGMENTS = 6, 8  # the last two are unpaired
 # What each of two processes has: 4 pairs and 2 unpaired segments, and 2 pairs.

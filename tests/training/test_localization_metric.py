@@ -43,5 +43,5 @@ def test_settings_reach_the_measures(tmp_path):
 
 
 def test_bad_input_is_named_as_by_the_functions(metric):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 3\]"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\]"):
         metric.compute(predictions=[[4]], references=[[0]])

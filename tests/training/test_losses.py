@@ -8,6 +8,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 
 from ave_clip.training.losses import (
+    FALSE_NEGATIVE_MASKS,
     audio_image_contrastive_loss,
     false_negatives,
     gather_segments,
@@ -61,6 +62,16 @@ def test_masked_pairs_get_no_gradient():
     assert image.grad.abs().max().item() == 0.0
 
 
+def test_pairs_of_one_class_are_no_negatives_unless_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    audio, image = torch.randn(2, 4, 8, generator=generator)
+    classes, videos = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 2])
+    arguments = (audio, image, 5.0, classes, videos)
+    by_mask = {mask: audio_image_contrastive_loss(*arguments, mask=mask).item() for mask in FALSE_NEGATIVE_MASKS}
+    assert audio_image_contrastive_loss(*arguments).item() == by_mask["class"]
+    assert by_mask["class"] < by_mask["video"] < by_mask["none"]
+
+
 def test_video_mask_keeps_other_videos_of_the_class_as_negatives():
     videos = torch.tensor([0, 1, 0, 3])
     marked = false_negatives(torch.zeros(4, dtype=torch.long), videos, "video")
@@ -94,7 +105,7 @@ def test_lengths_of_embeddings_do_not_matter():
 @pytest.mark.parametrize(("number", "num_pairs"), [(3, None), (4, 0), (4, 5)])
 def test_unequal_counts_are_refused(number, num_pairs):
     audio, image = embeds()
-    with pytest.raises(ValueError, match=f"Got {number} sounds, 4 pictures"):
+    with pytest.raises(ValueError, match=f"Got {number} audio embeddings, 4 image embeddings"):
         audio_image_contrastive_loss(audio[:number], image, 1.0, CLASSES, VIDEOS, num_pairs=num_pairs)
 
 

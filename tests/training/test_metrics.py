@@ -182,7 +182,7 @@ def test_metrics_are_plain_numbers_for_json():
     [
         ([[0]], [[0], [1]], "predictions of 1 videos but labels of 2"),
         ([[0, 1]], [[0]], r"shape \(2,\) and labels of shape \(1,\)"),
-        ([[4]], [[0]], r"must lie in \[0, 3\]"),
+        ([[4]], [[0]], r"must be in \[0, 3\]"),
         ([[0]], [[-1]], "class ids from -1"),
         ([], [], "no videos"),
     ],

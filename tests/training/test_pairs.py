@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.clips import build_clip_cache
 from ave_clip.training.pairs import NUM_DRAWS, SegmentPairs, augment_frames, augment_sounds, collate_pairs
-from tests.conftest import tiny_processor
+from tests.helpers.models import tiny_processor
 
 BACKGROUND = 16
 
@@ -49,13 +49,13 @@ def test_pairs_are_the_event_segments(cache, examples):
     pair = pairs[3]
     assert pair["class_ids"] == examples[int(clip)]["labels"][segment] != BACKGROUND
     assert pair["rows"] == examples[int(clip)]["row"]
-    np.testing.assert_array_equal(pair["frames"], cache.frames[clip, segment, 1])
-    np.testing.assert_array_equal(pair["input_values"], cache.sounds[clip, segment])
+    np.testing.assert_array_equal(pair["frames"], cache.clip("frames", clip)[segment, 1])
+    np.testing.assert_array_equal(pair["input_values"], cache.clip("sounds", clip)[segment])
 
 
 def test_one_pair_per_video_is_the_middle_of_its_event(cache, examples):
     pairs = SegmentPairs(cache, examples, BACKGROUND, is_random=False, one_per_video=True)
-    events = [np.flatnonzero(labels != BACKGROUND) for labels in cache.labels]
+    events = [np.flatnonzero(labels != BACKGROUND) for labels in cache.labels.reshape(len(cache), -1)]
     assert pairs.places == [(clip, event[len(event) // 2]) for clip, event in enumerate(events) if len(event)]
 
 
@@ -69,7 +69,7 @@ def test_rows_of_one_video_share_a_video_id_and_give_one_pair_for_retrieval(cach
 
 def test_clips_without_a_labelled_event_are_refused(cache, examples):
     class Unlabelled:
-        labels, frame_mask = np.full_like(cache.labels, -100), cache.frame_mask
+        labels, frame_mask, starts = np.full_like(cache.labels, -100), cache.frame_mask, cache.starts
 
         def __len__(self):
             return len(cache)
@@ -78,18 +78,18 @@ def test_clips_without_a_labelled_event_are_refused(cache, examples):
         SegmentPairs(Unlabelled(), examples, BACKGROUND)
 
 
-def test_shifted_sounds_stay_within_their_event(cache, examples):
+def test_shifted_audio_stays_within_its_event(cache, examples):
     pairs = SegmentPairs(cache, examples, BACKGROUND, max_shift=0.5)
-    size = cache.sounds.shape[2]
+    size = cache.sounds.shape[1]
     seen = set()
     for index in range(len(pairs)):
         clip, segment = pairs.places[index]
         sound = pairs[index]["input_values"].numpy()
-        everything = np.lib.stride_tricks.sliding_window_view(cache.sounds[clip].reshape(-1), size)
+        everything = np.lib.stride_tricks.sliding_window_view(cache.clip("sounds", clip).reshape(-1), size)
         start = int(np.flatnonzero((everything[:, :50] == sound[:50]).all(axis=1))[0])
         assert (everything[start] == sound).all()
         first, last = start // size, (start + size - 1) // size
-        assert (cache.labels[clip, first : last + 1] == cache.labels[clip, segment]).all()
+        assert (cache.clip("labels", clip)[first : last + 1] == cache.clip("labels", clip)[segment]).all()
         assert abs(start - segment * size) <= size // 2
         seen.add(start % size != 0)
     assert True in seen  # some sounds were shifted, by no whole number of segments
@@ -123,13 +123,13 @@ def test_a_negative_is_a_background_segment_of_the_same_video(cache, examples):
     pairs = SegmentPairs(cache, examples, BACKGROUND, background_negatives=True)
     seen = set()
     for index, (clip, _) in enumerate(pairs.places):
-        backgrounds = np.flatnonzero(cache.labels[clip] == BACKGROUND)
+        backgrounds = np.flatnonzero(cache.clip("labels", clip) == BACKGROUND)
         item = pairs[index]
         assert ("negative" in item) == (len(backgrounds) > 0)
         if "negative" in item:
             negative = item["negative"]
             assert (negative["class_ids"], negative["rows"]) == (BACKGROUND, item["rows"])
-            sounds = cache.sounds[clip, backgrounds]
+            sounds = cache.clip("sounds", clip)[backgrounds]
             seen.add((clip, int(np.flatnonzero((sounds == negative["input_values"].numpy()).all(axis=1))[0])))
     assert len(seen) > len({clip for clip, _ in seen}) > 0  # not always the same one of a video
 
@@ -145,7 +145,7 @@ def test_negatives_stand_behind_the_pairs_of_their_batch(cache, examples):
     assert (batch["class_ids"] == BACKGROUND).tolist() == [False] * len(pairs) + [True] * num_negatives
 
 
-def test_a_picture_without_augmentation_stays_as_it_is():
+def test_an_image_without_augmentation_stays_as_it_is():
     frames = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(augment_frames(frames, torch.rand(2, NUM_DRAWS), 0, 0.0), frames.float())
     sounds = torch.randn(2, 5)
@@ -153,7 +153,7 @@ def test_a_picture_without_augmentation_stays_as_it_is():
 
 
 @pytest.mark.parametrize(("draw", "pixels"), [(0.0, -2), (0.5, 0), (0.7, 1), (0.99999994, 2)])
-def test_a_shifted_picture_is_the_same_picture_elsewhere(draw, pixels):
+def test_a_shifted_image_is_the_same_image_elsewhere(draw, pixels):
     frame = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
     down = augment_frames(frame, draws(1, d0=draw), 2, 0.0)
     torch.testing.assert_close(down[..., 2:6, :], frame[..., 2 + pixels : 6 + pixels, :])
@@ -173,7 +173,7 @@ def test_contrast_brightness_and_colours_change_each_on_their_own():
     torch.testing.assert_close(red[:, 1:], frame[:, 1:])
 
 
-def test_loudness_changes_within_its_bounds_and_for_each_sound_alone():
+def test_loudness_changes_within_its_bounds_and_for_each_audio_clip_alone():
     values = torch.linspace(0, 1, 5)
     gains = augment_sounds(torch.ones(5, 2), draws(5, d7=values), 6.0)
     assert torch.equal(gains[:, 0], gains[:, 1])

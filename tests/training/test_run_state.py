@@ -1,4 +1,4 @@
-"""States are whole or absent, fit their settings, and a run goes on from them bit for bit."""
+"""States are complete or absent and match their settings, and a run resumes from them bit for bit."""
 
 import argparse
 import json
@@ -73,7 +73,7 @@ def test_resuming_without_a_state_is_a_new_run(tmp_path):
 
 
 def test_a_run_in_the_folder_is_only_replaced_when_asked_for(saved):
-    with pytest.raises(RunStateError, match=r"holds a run already\. Pass --resume"):
+    with pytest.raises(RunStateError, match=r"contains a run already\. Pass --resume"):
         Run(saved).state.begin()
     assert Run(saved).state.begin(overwrite=True) is None
     assert Run(saved).state.begin() is None
@@ -96,7 +96,7 @@ def test_a_state_of_another_model_is_refused(saved):
 def test_a_damaged_state_is_named_and_not_used(saved, name):
     path = saved / "state" / "state-000000" / name
     path.write_bytes(path.read_bytes()[:-3] + b"xyz")
-    with pytest.raises(RunStateError, match=f"{name} is.* damaged.*start anew with --overwrite"):
+    with pytest.raises(RunStateError, match=f"{name} is.* damaged.*start from scratch with --overwrite"):
         Run(saved).state.load()
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_state_before_it(saved, error, monkeypatch):
         raise error
 
     monkeypatch.setattr(run.accelerator, "save_state", fail)
-    with pytest.raises(RunStateError, match=rf"{error}.*state-000000 is kept: free space and go on with --resume"):
+    with pytest.raises(RunStateError, match=rf"{error}.*state-000000 is kept: free space and pass --resume"):
         run.state.save({"epoch": 2})
     assert [path.name for path in (saved / "state").iterdir()] == ["state-000000"]
     assert Run(saved).state.load()["epoch"] == 1
@@ -137,7 +137,7 @@ def test_a_run_that_ended_leaves_its_results_and_no_state(saved):
     assert [path.name for path in (saved / "state").iterdir()] == ["finished.json"]
     run = Run(saved)
     np.testing.assert_equal(run.state.finished(), {"accuracy": 0.5, "recall": float("nan")})
-    with pytest.raises(RunStateError, match="get its results, where it ended"):
+    with pytest.raises(RunStateError, match="get the results of a finished one"):
         run.state.begin()
     with pytest.raises(RunStateError, match="other settings"):
         Run(saved, {"seed": 1}).state.finished()

@@ -10,11 +10,12 @@ from ave_clip.training.splits import (
     FeatureSplits,
     H5Splits,
     SplitError,
+    VideoSplits,
     build_prediction_loader,
     choose_clips,
     video_label,
 )
-from tests.data.ave_files import write_array, write_ave, write_orders
+from tests.helpers.ave_files import write_array, write_ave, write_orders
 
 SETTINGS = {
     "encoder_fingerprint": "abc",
@@ -160,7 +161,7 @@ def test_prediction_loaders_say_what_could_not_be_read_in_the_last_pass():
     loader = build_prediction_loader([{"row": 0, "error": "no video"}, clip], 1)
     for _ in range(2):
         assert [batch["rows"].tolist() for batch in loader] == [[1]]
-        assert (loader.rows, loader.unreadable) == ([[1]], {0: "no video"})
+        assert loader.unreadable == {0: "no video"}
 
 
 def test_clips_that_cannot_be_read_are_left_out_unless_all_are():
@@ -168,3 +169,9 @@ def test_clips_that_cannot_be_read_are_left_out_unless_all_are():
     assert collate_clips([{"row": 0, "error": "no video"}, clip])["rows"].tolist() == [1]
     with pytest.raises(SplitError, match=r"None of 1 clips could be read\. The first: no video"):
         collate_clips([{"row": 0, "error": "no video"}])
+
+
+def test_a_split_of_videos_is_opened_only_with_a_processor(tmp_path):
+    splits = VideoSplits(write_ave(tmp_path / "ave").root, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="Set `processor` before the train split is opened"):
+        splits.open("train")

@@ -1,8 +1,8 @@
-"""Data sets of audio-visual events: AVE as it lies on disk, and your own videos in the same form.
+"""Data sets of audio-visual events: AVE, other published data sets and your own videos, all with the same columns.
 
-    load_ave(folder or zip) -> rows of {video, category, labels, ...} -> decode_videos(..., processor) -> tensors
+    open_dataset(path) -> rows of {video, category, labels, ...} -> decode_videos(..., processor) -> tensors
 
-Names are loaded when first used.
+Names are loaded on first use.
 """
 
 import importlib
@@ -27,12 +27,14 @@ _HOME_OF = {
     "load_videos": "custom",
     "decode_videos": "decoding",
     "open_video": "decoding",
+    "open_dataset": "opening",
     "to_parquet": "export",
     "to_videofolder": "export",
     "to_webdataset": "export",
-    "AVEFeatures": "h5",
+    "AVEFeatures": "features",
     "H5FileError": "h5",
-    "load_ave_features": "h5",
+    "load_ave_features": "features",
+    "generate_overlapping_videos": "synthetic",
     "generate_synthetic_ave": "synthetic",
 }
 

@@ -1,7 +1,7 @@
-"""Augmentation of decoded clips for training: the same change for every frame and every segment of a clip.
+"""Augmentation of decoded clips for training, the same for all frames and segments of a clip.
 
-It works on the decoded clip, before the processor scales and normalises, and leaves the time grid alone: no sound or
-frame moves to another segment, so labels stay true.
+It changes the decoded clip before the processor resizes and normalizes it. Frames and audio stay in their segments, so
+labels remain valid.
 """
 
 import math
@@ -12,29 +12,29 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ..video_io import VideoClip
+    from ..core.video_io import VideoClip
 
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Random changes of a clip's frames and sound; give it to [`decode_videos`], which leaves evaluation splits alone.
+    """Random changes of a clip's frames and audio; pass it to [`decode_videos`], which applies it to "train" only.
 
-    Random numbers come from the generator given to the call, else from torch's default generator, which a `DataLoader`
-    seeds for each worker and epoch, and `torch.manual_seed` for the main process.
+    Random numbers come from the generator passed to the call, else from torch's default generator, which a
+    `DataLoader` seeds for each worker and epoch, and `torch.manual_seed` for the main process.
 
     Args:
-        gain_db (`float`): The sound is made louder or softer by up to so many decibels.
-        noise_probability (`float`): How often white noise is added.
-        noise_snr_db (`tuple[float, float]`): How far the noise lies below the sound, in decibels, least and most.
-        shift_seconds (`float`): The sound of each segment is rotated within it by up to so much, all alike.
-        flip_probability (`float`): How often left and right are swapped.
-        crop_scale (`tuple[float, float]`): Share of the picture's area that is kept, least and most; the processor
-            brings it back to size.
-        crop_ratio (`tuple[float, float]`): Change of the picture's aspect ratio, least and most.
+        gain_db (`float`): Maximum change of the audio level in decibels, up or down.
+        noise_probability (`float`): Probability of adding white noise.
+        noise_snr_db (`tuple[float, float]`): Minimum and maximum signal-to-noise ratio in decibels.
+        shift_seconds (`float`): Maximum circular shift of the audio within each segment, the same for all of them.
+        flip_probability (`float`): Probability of a horizontal flip.
+        crop_scale (`tuple[float, float]`): Minimum and maximum fraction of the frame's area that is kept; the
+            processor resizes the result.
+        crop_ratio (`tuple[float, float]`): Minimum and maximum factor of the aspect ratio.
         brightness, contrast, saturation (`float`): Each is multiplied by a factor from `1 - x` to `1 + x`.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: if a setting is out of range.
     """
 
     gain_db: float = 6.0
@@ -58,23 +58,25 @@ class ClipAugmentation:
         for name, least, most in (("crop_scale", 0, 1), ("crop_ratio", 0, math.inf), ("noise_snr_db", -math.inf, 200)):
             low, high = getattr(self, name)
             if not least < low <= high <= most:
-                raise ValueError(f"Got {name}={(low, high)}, wanted two rising numbers above {least}, up to {most}.")
+                raise ValueError(
+                    f"Got {name}={(low, high)}, wanted two increasing numbers above {least}, up to {most}."
+                )
 
     def __call__(self, clip: "VideoClip", generator: torch.Generator | None = None) -> "VideoClip":
-        """Change a clip.
+        """Returns a changed copy of a clip.
 
         Args:
-            clip (`VideoClip`): As `read_video` gives it; stays as it is.
-            generator (`torch.Generator`, *optional*): Where random numbers come from.
+            clip (`VideoClip`): As returned by `read_video`; it is not modified.
+            generator (`torch.Generator`, *optional*): Source of random numbers.
 
         Returns:
-            `VideoClip`: As many segments and frames; frames may be smaller.
+            `VideoClip`: With the same number of segments and frames; frames may be smaller.
         """
         draw = _Draw(generator)
-        waveforms = self._change_sound(clip.waveforms, clip.sampling_rate, draw)
+        waveforms = self._change_audio(clip.waveforms, clip.sampling_rate, draw)
         return replace(clip, frames=self._change_frames(clip.frames, draw), waveforms=waveforms)
 
-    def _change_sound(self, waveforms: np.ndarray, sampling_rate: int, draw: "_Draw") -> np.ndarray:
+    def _change_audio(self, waveforms: np.ndarray, sampling_rate: int, draw: "_Draw") -> np.ndarray:
         gain = 10 ** (draw.between(-self.gain_db, self.gain_db) / 20)
         shift = round(draw.between(-self.shift_seconds, self.shift_seconds) * sampling_rate)
         changed = np.roll(waveforms, shift, axis=-1) * gain
@@ -97,7 +99,7 @@ class ClipAugmentation:
 
 
 class _Draw:
-    """Random numbers from one generator, `None` for the process's own."""
+    """Random numbers from one generator; `None` means torch's default generator."""
 
     def __init__(self, generator: torch.Generator | None):
         self.generator = generator
@@ -115,8 +117,9 @@ class _Draw:
 def _draw_crop(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draw: _Draw
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop; one that would not fit is cut to the picture."""
+    """Returns top, left, height and width of a crop, which is limited to the frame."""
     area = height * width * draw.between(*scale)
+    # Uniform in the logarithm, so that a ratio and its inverse are equally likely.
     aspect = width / height * math.exp(draw.between(math.log(ratio[0]), math.log(ratio[1])))
     crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
     crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
@@ -126,13 +129,13 @@ def _draw_crop(
 
 
 def _change_colour(frames: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Change uint8 frames `(num_frames, height, width, 3)`."""
+    """Returns uint8 frames `(num_frames, height, width, 3)` with changed colours."""
     if len(frames) == 0 or brightness == contrast == saturation == 1:
         return np.ascontiguousarray(frames)
     from torchvision.transforms.v2 import functional
 
-    pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (F, 3, H, W)
-    pictures = functional.adjust_brightness(pictures, brightness)
-    pictures = functional.adjust_contrast(pictures, contrast)
-    pictures = functional.adjust_saturation(pictures, saturation)
-    return np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
+    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (F, 3, H, W)
+    images = functional.adjust_brightness(images, brightness)
+    images = functional.adjust_contrast(images, contrast)
+    images = functional.adjust_saturation(images, saturation)
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())

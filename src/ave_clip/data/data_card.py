@@ -1,4 +1,4 @@
-"""The data card of an exported data set: what is in it, split by split and class by class, and what to beware of."""
+"""Data cards of exported data sets: contents per split and per class, duplicates, leaks and licence."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,6 +7,9 @@ from typing import Any
 
 import datasets
 
+from ..core.categories import MULTI_LABEL, SINGLE_LABEL
+from ..core.tasks import LOCALIZATION_TASK
+from .builder import problem_type_of
 from .categories import background_index
 
 TEMPLATE = """---
@@ -15,7 +18,7 @@ TEMPLATE = """---
 
 # {name}
 
-Videos with audio-visual events: for each second, the class of the event that is both seen and heard, or background.
+Videos with audio-visual events: for each segment, {labels}.
 Exported by ave-clip as {form}.
 
 ## Loading
@@ -55,22 +58,21 @@ CC BY 4.0. AVE's authors published their annotations without stating a licence. 
 before you make this data set public.
 """
 
-_COLUMNS = {
-    "webdataset": "The column `json` holds everything but the video: ",
-    "videofolder": "",
-    "parquet": "",
+_LABELS = {
+    SINGLE_LABEL: "the class of the event that is both seen and heard, or background",
+    MULTI_LABEL: "the classes of all events that are both seen and heard",
 }
 _MEANING = (
     "`row` is the row's number in the annotation file and its key, `video_id` is not unique, `category` is the class "
-    "of the event, `labels` has a class index per second with background last (-100 where it is withheld), `start`, "
-    "`end` and `events` are in seconds, `duplicate_of` is the first row that shows the same video, `leaks_into` names "
-    "the other splits that show it."
+    "of the event, `labels` has a class index per segment with background last, or 0 and 1 for each class (-100 where "
+    "it is withheld), `start`, `end`, `events` and `duration` are in seconds, `duplicate_of` is the first row that "
+    "shows the same video, `leaks_into` names the other splits that show it."
 )
 
 
 @dataclass
 class _SplitFacts:
-    """What the card says about one split."""
+    """The numbers of one split."""
 
     num_rows: int
     num_videos: int
@@ -86,16 +88,18 @@ def build_data_card(
     name: str,
     form: str,
     patterns: Mapping[str, str],
-    video_column: str | None = None,
+    video_column: str = "video",
+    json_column: str | None = None,
 ) -> str:
-    """Text of the card, with the metadata that lets `load_dataset` find splits and column types.
+    """Returns the text of a card, with the metadata that lets `load_dataset` find splits and column types.
 
     Args:
         splits (`Mapping[str, datasets.Dataset]`): The data set.
         name (`str`): Its name.
-        form (`str`): "videofolder", "parquet" or "webdataset".
+        form (`str`): Name of the export format.
         patterns (`Mapping[str, str]`): The files of each split.
-        video_column (`str`, *optional*): Name of the video's column in the exported form.
+        video_column (`str`): The column that contains the video in the export.
+        json_column (`str`, *optional*): The column that contains all others in the export, if there is one.
 
     Returns:
         `str`: Content of the `README.md`.
@@ -104,12 +108,17 @@ def build_data_card(
     background = background_index(categories)
     facts = {split: _count(rows, background) for split, rows in splits.items()}
     return TEMPLATE.format(
-        metadata=_metadata(splits, name, form, patterns, video_column),
+        metadata=_metadata(splits, name, form, patterns, video_column, json_column),
         name=name,
         form=form,
-        video_column=video_column or "video",
-        columns=_COLUMNS[form] + _MEANING,
-        splits="\n".join(_split_line(split, fact) for split, fact in facts.items()),
+        labels=_LABELS[problem_type_of(next(iter(splits.values())).features)],
+        video_column=video_column,
+        columns=(f"The column `{json_column}` contains everything but the video: " if json_column else "") + _MEANING,
+        splits="\n".join(
+            f"| {split} | {fact.num_rows} | {fact.num_videos} | {fact.num_segments} "
+            f"| {fact.num_background / max(1, fact.num_segments):.2%} |"
+            for split, fact in facts.items()
+        ),
         split_names=" | ".join(facts),
         rules="---|" * len(facts),
         classes="\n".join(
@@ -129,7 +138,9 @@ def _count(rows: "datasets.Dataset", background: int) -> _SplitFacts:
     for row in columns:
         facts.num_rows += 1
         facts.num_segments += len(row["labels"])
-        facts.num_background += row["labels"].count(background)
+        facts.num_background += sum(
+            label == background if isinstance(label, int) else not any(label) for label in row["labels"]
+        )
         facts.rows_per_class[row["category"]] += 1
         facts.num_duplicates += row["duplicate_of"] is not None
         video_ids.add(row["video_id"])
@@ -137,11 +148,6 @@ def _count(rows: "datasets.Dataset", background: int) -> _SplitFacts:
             facts.leaking_ids.append(f"`{row['video_id']}` (also in {', '.join(row['leaks_into'])})")
     facts.num_videos = len(video_ids)
     return facts
-
-
-def _split_line(split: str, facts: _SplitFacts) -> str:
-    share = facts.num_background / max(1, facts.num_segments)
-    return f"| {split} | {facts.num_rows} | {facts.num_videos} | {facts.num_segments} | {share:.2%} |"
 
 
 def _describe_repeats(facts: Mapping[str, _SplitFacts]) -> str:
@@ -165,7 +171,8 @@ def _metadata(
     name: str,
     form: str,
     patterns: Mapping[str, str],
-    video_column: str | None,
+    video_column: str,
+    json_column: str | None,
 ) -> str:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -175,25 +182,18 @@ def _metadata(
         pretty_name=name,
         license="other",
         task_categories=["video-classification"],
-        tags=["audio-visual-event-localization", "video", "audio", form],
+        tags=[LOCALIZATION_TASK, "video", "audio", form],
         configs=[{"config_name": "default", "data_files": data_files}],
     )
-    features = _stored_features(next(iter(splits.values())).features, form, video_column)
-    if features is not None:
-        DatasetInfosDict({"default": datasets.DatasetInfo(features=features)}).to_dataset_card_data(data)
-    return data.to_yaml()
-
-
-def _stored_features(features: datasets.Features, form: str, video_column: str | None) -> datasets.Features | None:
-    """Column types in the exported form; parquet files carry theirs themselves."""
-    if form != "webdataset":
-        return None
-    others = {column: feature for column, feature in features.items() if column != "video"}
-    return datasets.Features(
-        {
+    if json_column is not None:
+        # `load_dataset` would infer the types of the JSON from the first rows. Parquet files store their own types.
+        features = next(iter(splits.values())).features
+        stored = {
             "__key__": datasets.Value("string"),
             "__url__": datasets.Value("string"),
             video_column: datasets.Video(decode=False),
-            "json": others,
+            json_column: {column: feature for column, feature in features.items() if column != "video"},
         }
-    )
+        info = datasets.DatasetInfo(features=datasets.Features(stored))
+        DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    return data.to_yaml()

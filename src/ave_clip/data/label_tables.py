@@ -1,12 +1,11 @@
-"""Data sets in the layout of AVE's h5 files that come without annotations: label tables and row orders say it all.
+"""Labels of data sets in the layout of AVE's h5 files, without annotations: label tables and row orders.
 
 labels.h5 or right_labels.h5   (N, T, C) one-hot, background last
-mil_labels.h5                  (N, C) one-hot of the whole clip, optional
+mil_labels.h5                  (N, C) one-hot class of the whole clip, optional
 train_order.h5, val_order.h5, test_order.h5
 categories.txt                 names of the C - 1 event classes, optional
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +24,14 @@ VIDEO_LABEL_TABLE = "mil_labels.h5"
 
 @dataclass(frozen=True)
 class UnnamedClip:
-    """A row of which only the number is known."""
+    """A row without a video id: its number is used instead."""
 
     video_id: str
 
 
 @dataclass(frozen=True)
 class LabelTables:
-    """The label side of such a data set; what [`load_ave_features`] asks of an `AVESource`.
+    """The labels of such a data set, with the interface of `AVESource` that [`load_ave_features`] uses.
 
     Attributes:
         categories (`tuple[str, ...]`): Category names in index order, without background.
@@ -53,32 +52,32 @@ class LabelTables:
 
     @cached_property
     def annotations(self) -> list[UnnamedClip]:
-        """One entry a row."""
+        """One entry per row."""
         return [UnnamedClip(f"row_{row}") for row in range(len(self.segment_labels))]
 
     def category(self, row: int) -> int:
-        """Class id of a whole clip."""
+        """Returns the class id of a whole clip."""
         return int(self.video_labels[row])
 
     def labels(self, row: int, num_segments: int) -> list[int]:
-        """Class id of each segment of a row."""
+        """Returns the class id of each segment of a row."""
         return self.segment_labels[row, :num_segments].tolist()
 
 
 def has_label_tables_only(folder: Path) -> bool:
-    """Whether a folder holds label tables and no annotations."""
+    """Whether a folder contains label tables and no annotations."""
     return not (folder / ANNOTATIONS_FILE).exists() and any((folder / name).exists() for name in LABEL_TABLES)
 
 
 def read_label_tables(folder: Path, num_segments: int) -> LabelTables:
-    """Read label tables, orders and names.
+    """Reads label tables, row orders and category names.
 
     Args:
-        folder (`Path`): Holds the files.
-        num_segments (`int`): Segments of a clip.
+        folder (`Path`): Folder of the files.
+        num_segments (`int`): Number of segments of a clip.
 
     Raises:
-        H5FileError: if a file is damaged, a table is not one-hot or of another shape, or there is no order file.
+        H5FileError: if a file is damaged, a table is not one-hot or has another shape, or there is no order file.
         AnnotationError: if `categories.txt` cannot be used.
     """
     path = next(folder / name for name in LABEL_TABLES if (folder / name).exists())
@@ -106,12 +105,10 @@ def _video_labels(folder: Path, labels: np.ndarray, num_labels: int) -> np.ndarr
         if videos.shape != labels.shape[:1]:
             raise H5FileError(f"{path} has {len(videos)} rows, wanted {len(labels)}.")
         return videos
-    return np.array([_main_label(row, num_labels - 1) for row in labels])
-
-
-def _main_label(labels: Sequence[int], background: int) -> int:
-    events = [label for label in labels if label != background]
-    return int(np.bincount(events).argmax()) if events else background
+    # Without the table, a clip has the class of most of its event segments, and background only if it has no event.
+    counts = (labels[..., None] == np.arange(num_labels)).sum(axis=1)  # (N, C)
+    counts[:, -1] = ~counts[:, :-1].any(axis=1)
+    return counts.argmax(axis=1)
 
 
 def _read_one_hot(path: Path, num_dimensions: int) -> np.ndarray:
@@ -134,6 +131,6 @@ def _read_splits(folder: Path, num_rows: int) -> dict[str, list[int]]:
             except H5FileError as error:
                 raise H5FileError(f"{folder / name}: {error}") from error
     if not splits:
-        raise H5FileError(f"{folder} holds none of {', '.join(ORDER_FILES.values())}, which say what the splits are.")
+        raise H5FileError(f"{folder} contains none of {', '.join(ORDER_FILES.values())}, which define the splits.")
     check_disjoint(splits, str(folder))
     return splits

@@ -1,62 +1,56 @@
-"""Exponential moving average of a model's trained weights."""
+"""Exponential moving average of the trained weights of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+TensorList = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
-class ExponentialAverage:
-    """Follows the trained parameters of a model: `average = decay * average + (1 - decay) * weight`.
+class ExponentialAverage(AveragedModel):
+    """torch's `AveragedModel` over the trained parameters alone: frozen towers are neither copied nor averaged.
 
-    Over the first steps the decay is lower, `(1 + step) / (10 + step)`, so that the untrained weights are forgotten.
-    Frozen parameters are not kept. To be given to `accelerator.register_for_checkpointing`.
+    The first update copies the weights. After `n` updates the decay is `min(decay, (1 + n) / (10 + n))`, so that the
+    untrained weights are soon forgotten. Pass it to `accelerator.register_for_checkpointing`.
 
     Args:
-        model (`torch.nn.Module`): The bare model, after its parameters were frozen or not.
-        decay (`float`): In [0, 1).
+        model (`torch.nn.Module`): The model without wrapping, after freezing.
+        decay (`float`): Decay in [0, 1).
 
     Raises:
-        ValueError: for another decay.
+        ValueError: if the decay is outside [0, 1).
     """
 
-    def __init__(self, model: torch.nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"The decay of the average must be in [0, 1), got {decay}. 0.99 to 0.9999 are usual.")
-        self.decay, self.step = decay, 0
-        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._averages = {name: value.detach().clone() for name, value in self._parameters.items()}
 
-    @torch.no_grad()
+        def average(averages: TensorList, weights: TensorList, num_averaged: torch.Tensor | int) -> None:
+            count = int(num_averaged)
+            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + count) / (10 + count)))
+
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        super().__init__(nn.ParameterList(trained), multi_avg_fn=average)
+        self.trained = trained
+
     def update(self) -> None:
-        """Take the weights of a step that was just made into the average."""
-        self.step += 1
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        for name, average in self._averages.items():
-            average.lerp_(self._parameters[name].detach(), 1 - decay)
+        """Updates the average with the current weights, after an optimizer step."""
+        self.update_parameters(nn.ParameterList(self.trained))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the averaged weights inside the block."""
-        self._swap()
+        """Context in which the model has the averaged weights; its own weights are restored at the end."""
+        weights = [parameter.detach().clone() for parameter in self.trained]
+        self._assign(self.module.parameters())
         try:
             yield
         finally:
-            self._swap()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "averages": self._averages}
+            self._assign(weights)
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        for name, average in self._averages.items():
-            average.copy_(state["averages"][name])
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self._averages[name])
-            self._averages[name].copy_(kept)
+    def _assign(self, values: Iterable[torch.Tensor]) -> None:
+        for parameter, value in zip(self.trained, values):
+            parameter.copy_(value)

@@ -1,11 +1,11 @@
-"""Cross-modality localization, AVEL's second task: a sound finds its place in the picture stream, and the reverse.
+"""Cross-modality localization, AVEL's second task: locate an audio segment in the frames of its clip, and vice versa.
 
-Given the l seconds of one event in one stream, the query slides over the other stream of the same clip; the answer is
-the place where the mean cosine of the l pairs of embeddings is highest (on ties the first). AVEL minimises the sum of
-learned distances instead; here the joint space of AudioCLIP needs no training for the task.
+The query is the l seconds of one event in one modality. It slides over the other modality of the same clip; the answer
+is the start at which the mean cosine similarity of the l pairs of embeddings is highest (the first one on ties). AVEL
+minimizes the sum of learned distances instead; the joint embedding space of AudioCLIP needs no training for the task.
 
-As AVEL does, an answer is right only if every second matches, that is, where the start is exact, and events that fill
-their clip are left out, since they have one place only. Queries may also be single seconds of those events.
+As in AVEL, an answer is only correct if the start is exact. Events that fill their clip are left out, since they have
+only one possible start. Queries can also be single seconds of events.
 
 B clips, T segments, D width, Q queries.
 """
@@ -17,19 +17,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch.nn.functional import normalize
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
+from ..core.modeling_ave_clip import AVEClipForLocalization
 from .bootstrap import bootstrap_draws, percentile_interval
 from .features import FeatureStore, FeatureStoreError
-from .metrics import event_spans
-from .splits import ReadableBatches
+from .metrics import Labels, event_spans
+from .splits import Clips, ReadableBatches
 
 DIRECTIONS = ("audio_to_image", "image_to_audio")
 QUERIES = ("event", "second")
 
 
-def find_queries(labels: Sequence[int], background: int, query: str = "event") -> list[tuple[int, int]]:
-    """The spans of one clip that are asked for: its events that are shorter than the clip, or their seconds.
+def find_queries(labels: Labels, background: int, query: str = "event") -> list[tuple[int, int]]:
+    """Returns the query spans of one clip: its events that are shorter than the clip, or each second of them.
 
     >>> find_queries([9, 3, 3, 9], background=9)
     [(1, 3)]
@@ -41,13 +42,13 @@ def find_queries(labels: Sequence[int], background: int, query: str = "event") -
     Args:
         labels (`Sequence[int]`): Class id of each segment.
         background (`int`): Class id of background.
-        query (`str`): `"event"`, the whole event, or `"second"`, each of its segments.
+        query (`str`): `"event"` for whole events, or `"second"` for each of their segments.
 
     Returns:
         `list[tuple[int, int]]`: first segment and end, exclusive.
 
     Raises:
-        ValueError: for another query.
+        ValueError: if `query` is something else.
     """
     if query not in QUERIES:
         raise ValueError(f"`query` must be one of {list(QUERIES)}, got {query!r}.")
@@ -57,23 +58,26 @@ def find_queries(labels: Sequence[int], background: int, query: str = "event") -
     return [(segment, segment + 1) for first, end in spans for segment in range(first, end)]
 
 
+MAX_SIMILARITIES = 2**24  # of a batch of queries
+
+
 def locate_queries(
     query_embeds: torch.Tensor, stream_embeds: torch.Tensor, spans: torch.Tensor, lengths: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find where each query's span of one stream belongs in the other stream of its clip.
+    """Locates each query span of one modality in the other modality of its clip.
 
     Args:
-        query_embeds (`torch.Tensor` of shape `(Q, T, D)`): Embeddings of the stream that the query is taken from.
-        stream_embeds (`torch.Tensor` of shape `(Q, T, D)`): Embeddings of the stream that is searched.
+        query_embeds (`torch.Tensor` of shape `(Q, T, D)`): Embeddings of the modality of the query.
+        stream_embeds (`torch.Tensor` of shape `(Q, T, D)`): Embeddings of the other modality.
         spans (`torch.LongTensor` of shape `(Q, 2)`): First segment of each query and its end, exclusive.
-        lengths (`torch.LongTensor` of shape `(Q,)`, *optional*): Segments of each clip, where some are padding.
+        lengths (`torch.LongTensor` of shape `(Q,)`, *optional*): Segments of each clip, if some are padding.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: the start found, `(Q,)`, and the mean cosine at every start, `(Q, T)`,
-        minus infinity where the query would not fit.
+        `tuple[torch.Tensor, torch.Tensor]`: the best start, `(Q,)`, and the mean cosine at each start, `(Q, T)`, minus
+        infinity where the query does not fit.
 
     Raises:
-        ValueError: where shapes do not fit, embeddings are not finite, or a span lies outside its clip.
+        ValueError: if shapes do not match, embeddings are not finite, or a span is outside its clip.
     """
     num_queries, num_segments = query_embeds.shape[:2]
     lengths = torch.full((num_queries,), num_segments) if lengths is None else lengths
@@ -83,13 +87,16 @@ def locate_queries(
     first, size = spans[:, 0], spans[:, 1] - spans[:, 0]
     total = similarity.new_zeros(num_queries, num_segments)
     queries = torch.arange(num_queries, device=similarity.device)
+    # Adds the similarity of the second, third, ... segment of each query, for all starts at once.
     for offset in range(int(size.max()) if num_queries else 0):
         rows = similarity[queries, (first + offset).clamp(max=num_segments - 1)]  # (Q, T)
         shifted = rows[:, (starts + offset).clamp(max=num_segments - 1)]
         total = total + torch.where((offset < size).unsqueeze(1), shifted, 0.0)
     is_inside = starts <= (lengths - size).unsqueeze(1)
     scores = (total / size.unsqueeze(1)).masked_fill(~is_inside, -torch.inf)
-    return _first_best(scores), scores
+    # The first of the scores that are equal to the highest up to rounding.
+    best = (scores >= scores.max(dim=1, keepdim=True).values - 1e-12).int().argmax(dim=1)
+    return best, scores
 
 
 def measure_cross_modality(
@@ -100,32 +107,34 @@ def measure_cross_modality(
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict[str, object]:
-    """Ask for every query of every clip, both ways.
+    """Measures how often the queries of all clips are located, in both directions.
 
     Args:
         clips (`Sequence[Mapping[str, torch.Tensor]]`): Each with `audio_features` and `image_features` `(T, D)`, one
-            embedding a segment in the joint space, and `labels` `(T,)`.
+            embedding per segment in the joint space, and `labels` `(T,)`.
         background (`int`): Class id of background.
         query (`str`): As in `find_queries`.
         num_resamples (`int`): Bootstrap resamples of the clips; 0 leaves the intervals out.
         seed (`int`): Seed of the bootstrap.
-        batch_size (`int`): Queries computed at once.
+        batch_size (`int`): Queries per batch.
 
     Returns:
         `dict[str, object]`: `num_queries`, `num_clips` with a query, and for `audio_to_image` and `image_to_audio`
-        the share of queries with `accuracy` (the exact start) and `within_one` (at most one segment away), what
-        guessing reaches of both (`chance`, `chance_within_one`) and `intervals` (95 %).
+        the fraction of queries located exactly (`accuracy`) or at most one segment away (`within_one`), the same for
+        random guessing (`chance`, `chance_within_one`), and `intervals` (95 %).
 
     Raises:
-        ValueError: where no clip has an event that is shorter than the clip, or the embeddings are no such.
+        ValueError: if no clip has an event that is shorter than the clip, or as in `locate_queries`.
     """
     asked = [
-        (index, span) for index, clip in enumerate(clips) for span in find_queries(clip["labels"], background, query)
+        (index, span)
+        for index, clip in enumerate(clips)
+        for span in find_queries(clip["labels"].tolist(), background, query)
     ]
     if not asked:
         raise ValueError(
-            f"None of the {len(clips)} clips has an event that is shorter than the clip, so there is nothing to find. "
-            "Pass other rows."
+            f"None of the {len(clips)} clips has an event that is shorter than the clip, so there is no query. Pass "
+            "other rows."
         )
     clip_of = np.array([index for index, _ in asked])
     members = sorted(set(clip_of.tolist()))
@@ -136,28 +145,32 @@ def measure_cross_modality(
             columns[direction].append(_score_starts(found, spans, lengths))
     draws = bootstrap_draws(len(members), num_resamples, seed) if num_resamples else None
     weights = None if draws is None else draws[:, np.searchsorted(members, clip_of)]  # (R, Q)
-    results = {direction: _summarise(torch.cat(parts).numpy(), weights) for direction, parts in columns.items()}
+    results = {direction: _summarize(torch.cat(parts).numpy(), weights) for direction, parts in columns.items()}
     return {"num_queries": len(asked), "num_clips": len(members), **results}
 
 
 @torch.no_grad()
 def embed_clips(
-    accelerator: Accelerator, localizer: torch.nn.Module, clips: Dataset, batch_size: int = 1, num_workers: int = 0
+    accelerator: Accelerator,
+    localizer: AVEClipForLocalization,
+    clips: Clips,
+    batch_size: int = 1,
+    num_workers: int = 0,
 ) -> tuple[list[dict[str, torch.Tensor]], dict[int, str]]:
-    """Embed every clip once, whatever the number of processes.
+    """Embeds each clip once, with any number of processes.
 
     Args:
         accelerator (`Accelerator`): Each of its processes takes every n-th clip.
-        localizer (`AVEClipForLocalization`): With AudioCLIP's towers and `visual_feature_type="pooled"`.
+        localizer (`AVEClipForLocalization`): A localizer with AudioCLIP's towers and `visual_feature_type="pooled"`.
         clips (`Dataset`): Rows of `ClipReader`.
         batch_size (`int`): Clips per process.
-        num_workers (`int`): Processes that read beside each.
+        num_workers (`int`): Data loading processes per process.
 
     Returns:
-        `tuple`: clips for `measure_cross_modality`, sorted by `row`, and the rows that could not be read, with why.
+        `tuple`: clips for `measure_cross_modality`, sorted by `row`, and the reason for each unreadable row.
 
     Raises:
-        ValueError: where no clip can be read.
+        ValueError: if no clip can be read.
     """
     localizer.eval()
     own = Subset(clips, range(accelerator.process_index, len(clips), accelerator.num_processes))
@@ -179,14 +192,14 @@ def embed_clips(
 
 
 def read_embeddings(store: FeatureStore, rows: Sequence[int] | None = None) -> list[dict[str, torch.Tensor]]:
-    """The clips of a store of pooled features, for `measure_cross_modality`.
+    """Reads the clips of a store of pooled features for `measure_cross_modality`.
 
     Args:
-        store (`FeatureStore`): Of stage 2.
-        rows (`Sequence[int]`, *optional*): Row numbers to read, where they are in the store; all by default.
+        store (`FeatureStore`): Features of stage 2.
+        rows (`Sequence[int]`, *optional*): Row numbers to read, if the store has them. Default: all.
 
     Raises:
-        FeatureStoreError: where it holds feature maps, or is damaged.
+        FeatureStoreError: if it contains feature maps, or is damaged.
     """
     check_pooled(store)
     wanted = set(store.rows if rows is None else rows)
@@ -194,24 +207,24 @@ def read_embeddings(store: FeatureStore, rows: Sequence[int] | None = None) -> l
 
 
 def cut_padding(clip: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A clip without the segments that its `segment_mask` marks as padding."""
+    """Returns a clip without the segments that its `segment_mask` marks as padding."""
     length = int(clip["segment_mask"].sum())
     names = ("image_features", "audio_features", "labels")
     return {"row": clip["row"], **{name: clip[name][:length] for name in names}}
 
 
 def check_pooled(store: FeatureStore) -> None:
-    """Make sure that a feature store holds one embedding a segment in the joint space.
+    """Checks that a feature store contains one embedding per segment in the joint space.
 
     Raises:
-        FeatureStoreError: where it holds feature maps.
+        FeatureStoreError: if it contains feature maps.
     """
     kind = store.manifest["visual_feature_type"]
     if kind != "pooled":
         raise FeatureStoreError(
-            f"{store.folder} holds {kind!r} picture features: a map of locations per segment, not the pooled "
-            "embedding that lies in one space with the sounds. Extract once more with --visual_feature_type pooled to "
-            "another folder, or pass the videos themselves."
+            f"{store.folder} contains {kind!r} image features: a map of locations per segment, not the pooled "
+            "embedding in the joint space of images and audio. Extract them again with --visual_feature_type pooled "
+            "to another folder, or pass the videos."
         )
 
 
@@ -221,42 +234,39 @@ def _check_queries(
     if query_embeds.shape != stream_embeds.shape or query_embeds.dim() != 3:
         raise ValueError(
             f"Got embeddings of shapes {tuple(query_embeds.shape)} and {tuple(stream_embeds.shape)}: both must be "
-            "(queries, segments, width), one embedding a segment in one joint space."
+            "(queries, segments, width), one embedding per segment in one joint space."
         )
     if spans.shape != (len(query_embeds), 2):
-        raise ValueError(f"Got spans of shape {tuple(spans.shape)}, wanted ({len(query_embeds)}, 2): one a query.")
+        raise ValueError(f"Got spans of shape {tuple(spans.shape)}, wanted ({len(query_embeds)}, 2): one per query.")
     outside = (spans[:, 0] < 0) | (spans[:, 1] <= spans[:, 0]) | (spans[:, 1] > lengths)
     if outside.any():
         index = int(outside.nonzero()[0])
         raise ValueError(
-            f"Query {index} spans segments {spans[index].tolist()} of a clip with {int(lengths[index])}: wanted "
-            "0 <= first < end <= segments."
+            f"Query {index} spans segments {spans[index].tolist()} of a clip with {int(lengths[index])}: spans "
+            "need 0 <= first < end <= segments."
         )
     if not (query_embeds.isfinite().all() and stream_embeds.isfinite().all()):
-        raise ValueError("The embeddings hold NaN or infinite values, so nothing can be compared.")
-
-
-def _first_best(scores: torch.Tensor) -> torch.Tensor:
-    """Index of the highest score, the first one where several are equal up to rounding."""
-    best = scores.max(dim=1, keepdim=True).values
-    return (scores >= best - 1e-12).int().argmax(dim=1)
+        raise ValueError("The embeddings contain NaN or infinite values, so they cannot be compared.")
 
 
 def _batch_queries(
     clips: Sequence[Mapping[str, torch.Tensor]], asked: Sequence[tuple[int, tuple[int, int]]], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    # The similarities of a query are a square of segments: fewer queries at once of long videos.
+    longest = max(len(clips[index]["labels"]) for index, _ in asked)
+    batch_size = max(1, min(batch_size, MAX_SIMILARITIES // longest**2))
     for start in range(0, len(asked), batch_size):
         part = asked[start : start + batch_size]
-        streams = []
-        for name in ("audio_features", "image_features"):
-            rows = [clips[index][name].float() for index, _ in part]
-            streams.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        audio, image = (
+            torch.nn.utils.rnn.pad_sequence([clips[index][name].float() for index, _ in part], batch_first=True)
+            for name in ("audio_features", "image_features")
+        )
         lengths = torch.tensor([len(clips[index]["labels"]) for index, _ in part])
-        yield *streams, torch.tensor([span for _, span in part]), lengths
+        yield audio, image, torch.tensor([span for _, span in part]), lengths
 
 
 def _score_starts(found: torch.Tensor, spans: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Of each query whether the start is exact, or at most one away, and how likely a guess is either, `(Q, 4)`."""
+    """Returns for each query whether the start is exact, or at most one away, and the chance of each, `(Q, 4)`."""
     first, last = spans[:, 0], lengths - (spans[:, 1] - spans[:, 0])  # last possible start
     distance = (found - first).abs()
     near = torch.minimum(first + 1, last) - (first - 1).clamp(min=0) + 1
@@ -264,7 +274,7 @@ def _score_starts(found: torch.Tensor, spans: torch.Tensor, lengths: torch.Tenso
     return torch.stack([distance == 0, distance <= 1, 1 / places, near / places], dim=1).double()
 
 
-def _summarise(scores: np.ndarray, weights: np.ndarray | None) -> dict[str, object]:
+def _summarize(scores: np.ndarray, weights: np.ndarray | None) -> dict[str, object]:
     names = ("accuracy", "within_one", "chance", "chance_within_one")
     summary: dict[str, object] = dict(zip(names, map(float, scores.mean(axis=0))))
     if weights is not None:

@@ -1,8 +1,8 @@
-"""Dropout whose masks follow from what is trained on, not from a stream of random numbers.
+"""Dropout whose masks are a function of the data, not of the state of a random number generator.
 
-A mask depends on the seed, the epoch, the clip's row, the layer, how often the layer ran before in this step, and the
-element. So a clip meets the same masks in whatever process, batch or place of a batch it comes, also after a run was
-killed and resumed, on CPU as on GPU.
+A mask depends on the seed, the epoch, the clip's row, the layer, the number of earlier calls of the layer in this
+step, and the element. A clip therefore gets the same masks in any process, batch and position in the batch, after a
+resume, and on CPU and GPU.
 """
 
 import torch
@@ -12,11 +12,11 @@ _INT32_RANGE = 1 << 32
 
 
 class KeyedDropout:
-    """What the keyed dropout layers of one model share; made by [`use_keyed_dropout`].
+    """State that the keyed dropout layers of one model share; created by [`use_keyed_dropout`].
 
     Attributes:
-        keys (`torch.Tensor` of shape `(batch_size,)`, int32, *optional*): One a clip of the batch; see `set`.
-        calls (`dict[int, int]`): How often each layer ran since.
+        keys (`torch.Tensor` of shape `(batch_size,)`, int32, *optional*): One per clip of the batch; see `set`.
+        calls (`dict[int, int]`): Number of calls of each layer since then.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class KeyedDropout:
         self.calls: dict[int, int] = {}
 
     def set(self, seed: int, epoch: int, rows: torch.Tensor) -> None:
-        """Choose the masks of the next forward pass.
+        """Selects the masks of the next forward pass.
 
         Args:
-            seed (`int`): Seed of the run.
+            seed (`int`): Seed of the training run.
             epoch (`int`): Number of the epoch.
             rows (`torch.LongTensor` of shape `(batch_size,)`): Row numbers of the clips in the batch.
         """
@@ -37,15 +37,20 @@ class KeyedDropout:
         self.keys, self.calls = keys, {}
 
     def mask(self, features: torch.Tensor, probability: float, layer: int) -> torch.Tensor:
-        """Make the mask of one layer: `True` is kept. First dimension of `features`: the clips.
+        """Returns the mask of one layer, with `True` for elements to keep.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, ...)`): Input of the layer.
+            probability (`float`): Fraction of elements set to zero.
+            layer (`int`): Number of the layer.
 
         Raises:
-            ValueError: where `set` was not called, or for another batch.
+            ValueError: if `set` was not called for this batch.
         """
         if self.keys is None or len(self.keys) != len(features):
-            known = "none" if self.keys is None else len(self.keys)
+            known = 0 if self.keys is None else len(self.keys)
             raise ValueError(
-                f"Keyed dropout got {len(features)} clips, but knows the rows of {known}. Call "
+                f"Keyed dropout got {len(features)} clips, but `set` was called with {known} rows. Call "
                 "`KeyedDropout.set(seed, epoch, rows)` before each forward pass in training."
             )
         call = self.calls.get(layer, 0)
@@ -53,17 +58,18 @@ class KeyedDropout:
         keys = mix(mix(self.keys.to(features.device) ^ (layer + 1)) ^ (call + 1))
         elements = torch.arange(features[0].numel(), dtype=torch.int32, device=features.device)
         values = mix(mix(elements) ^ keys.unsqueeze(-1))  # (B, elements of a clip), uniform over all of int32
+        # The hash is uniform over the int32 range, so this fraction of it is below `lowest`.
         lowest = round(probability * _INT32_RANGE) - _INT32_RANGE // 2
         return (values >= lowest).view(features.shape)
 
 
 class KeyedDropoutLayer(nn.Module):
-    """One dropout layer with keyed masks; does nothing in evaluation, as usual.
+    """A dropout layer with keyed masks; like `nn.Dropout` it does nothing in evaluation mode.
 
     Args:
-        probability (`float`): Share of elements set to zero.
-        shared (`KeyedDropout`): Knows the clips of the batch.
-        number (`int`): Which layer of the model this is.
+        probability (`float`): Fraction of elements set to zero.
+        shared (`KeyedDropout`): State with the clips of the batch.
+        number (`int`): Number of this layer in the model.
     """
 
     def __init__(self, probability: float, shared: KeyedDropout, number: int) -> None:
@@ -81,13 +87,13 @@ class KeyedDropoutLayer(nn.Module):
 
 
 def use_keyed_dropout(model: nn.Module) -> KeyedDropout:
-    """Replace every `nn.Dropout` of a model, in place; weights and names stay.
+    """Replaces each `nn.Dropout` of a model in place; weights and names do not change.
 
     Args:
-        model (`nn.Module`): Its dropout layers see tensors whose first dimension is the clips.
+        model (`nn.Module`): A model whose dropout layers get tensors with the clips in the first dimension.
 
     Returns:
-        `KeyedDropout`: to be told the clips of each batch.
+        `KeyedDropout`: call `set` on it before each training step.
     """
     shared, layers = KeyedDropout(), {}
     for parent in list(model.modules()):
@@ -99,12 +105,14 @@ def use_keyed_dropout(model: nn.Module) -> KeyedDropout:
 
 
 def mix(values: torch.Tensor) -> torch.Tensor:
-    """Hash int32 numbers one to one so that every bit depends on every other (Wellons' lowbias32).
+    """Hashes int32 numbers bijectively, so that each output bit depends on each input bit.
+
+    Source: the lowbias32 function of Chris Wellons, "Prospecting for Hash Functions", 2018.
 
     Args:
-        values (`torch.Tensor` of int32): Any shape.
+        values (`torch.Tensor` of int32): Numbers of any shape.
     """
-    values = values ^ ((values >> 16) & 0xFFFF)  # int32 shifts copy the sign, which the mask takes away
+    values = values ^ ((values >> 16) & 0xFFFF)  # shifts of int32 copy the sign bit; the mask removes it
     values = values * 0x7FEB352D
     values ^= (values >> 15) & 0x1FFFF
     values *= 0x846CA68B - _INT32_RANGE
@@ -113,6 +121,6 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def _as_int32(numbers: torch.Tensor) -> torch.Tensor:
-    """Fold int64 numbers to int32, keeping small ones apart."""
+    """Folds int64 numbers to int32; small numbers stay different."""
     folded = (numbers ^ (numbers >> 32)) & 0xFFFFFFFF
     return torch.where(folded >= _INT32_RANGE // 2, folded - _INT32_RANGE, folded).to(torch.int32)

@@ -1,27 +1,29 @@
-"""What evaluation adds to the measures: reading what can be read, decoders side by side, tables.
+"""Compares decoders on the predictions of a split and formats the results as tables.
 
-B batch, T segments, C classes (background last).
+Splits with several labels per segment, and localizers that predict several, are measured by `multi_label_evaluation`.
+
+B batch, T segments, C classes (with one label per segment, background last).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch.utils.data import Dataset, Subset
 
-from ..data.annotations import IGNORED_LABEL
-from ..events import DECODERS, decode_labels
+from ..core.categories import SINGLE_LABEL
+from ..core.events import DECODERS, decode_labels, decoders_of
+from ..outputs.text_table import align_columns
 from .metrics import localization_metrics
-from .prediction import predict_clips
-from .splits import ReadableBatches
+from .multi_label_evaluation import measure_multi_label, needs_multi_label
+from .multi_label_metrics import SHOWN_TIOUS
+from .prediction import SplitPredictions
 
-GATE_DECODER = "gate"
-EVALUATION_DECODERS = (*DECODERS, GATE_DECODER)
-BOUNDED_DECODERS = ("merge", "viterbi")  # those that use the shortest event
+GATE_DECODER = "gate"  # needs event logits, which post-processing does not have, so it is no entry of DECODERS
+EVALUATION_DECODERS = (*decoders_of(SINGLE_LABEL), GATE_DECODER)
+NO_GATE = (
+    'The decoder "gate" needs the event logits of EGTA, but this localizer has use_event_attention=False. '
+    f"Leave it out: {list(decoders_of(SINGLE_LABEL))} work with every localizer."
+)
 COLUMNS = {
     "segment_accuracy": "accuracy",
     "background_recall": "bg recall",
@@ -31,100 +33,66 @@ COLUMNS = {
     "event_map": "event mAP",
     "video_accuracy": "video acc.",
 }
-
-
-@dataclass
-class SplitPredictions:
-    """What a localizer says about the clips of a split, sorted by row number.
-
-    Attributes:
-        rows (`list[int]`): Row numbers.
-        probabilities (`list[np.ndarray]`): Of each clip `(T, C)`.
-        labels (`list[np.ndarray]`): Of each clip `(T,)`.
-        event_probabilities (`list[np.ndarray]`, *optional*): Of each clip `(T,)`: EGTA's weight, the sigmoid of the
-            event logits; `None` for a localizer without event attention.
-        unreadable (`dict[int, str]`): Rows that could not be read, and why.
-    """
-
-    rows: list[int]
-    probabilities: list[np.ndarray]
-    labels: list[np.ndarray]
-    event_probabilities: list[np.ndarray] | None = None
-    unreadable: dict[int, str] = field(default_factory=dict)
-
-
-def predict_split(
-    accelerator: Accelerator, localizer: torch.nn.Module, clips: Dataset, batch_size: int = 1, num_workers: int = 0
-) -> SplitPredictions:
-    """Predict every clip once, whatever the number of processes; clips that cannot be read are noted, not fatal.
-
-    Args:
-        accelerator (`Accelerator`): Each of its processes takes every n-th clip.
-        localizer (`AVEClipForLocalization`): On the accelerator's device.
-        clips (`Dataset`): Rows of `ClipReader`, `FeatureStore` or `AVEFeatures`.
-        batch_size (`int`): Clips per process.
-        num_workers (`int`): Processes that read beside each.
-
-    Raises:
-        ValueError: where there is no clip, none can be read, or none has a label.
-    """
-    if not len(clips):
-        raise ValueError("The split is empty: there is no clip to measure. Pass another split or data set.")
-    own = Subset(clips, range(accelerator.process_index, len(clips), accelerator.num_processes))
-    batches = ReadableBatches(own, batch_size, num_workers)
-    gates: list[torch.Tensor | None] = []
-    hook = localizer.register_forward_hook(lambda module, inputs, output: gates.append(output.event_logits))
-    try:
-        probabilities, labels, rows = predict_clips(accelerator, localizer, batches)
-    finally:
-        hook.remove()
-    unreadable = dict(sorted(gather_object(list(batches.unreadable.items()))))
-    if not rows:
-        first = next(iter(unreadable.values()))
-        raise ValueError(f"None of the {len(clips)} clips could be read. The first: {first}")
-    if all((clip == IGNORED_LABEL).all() for clip in labels):
-        raise ValueError(f"None of the {len(rows)} clips has a label, so nothing can be measured.")
-    pairs = zip(batches.rows, gates)
-    own_gates = [(row, gate) for members, scores in pairs if scores is not None for row, gate in zip(members, scores)]
-    by_row = dict(gather_object([(row, gate.float().sigmoid().cpu().numpy()) for row, gate in own_gates]))
-    events = [by_row[row][: len(clip)] for row, clip in zip(rows, labels)] if by_row else None
-    return SplitPredictions(rows, probabilities, labels, events, unreadable)
+# Of several events at once; the first is UnAV-100's "average mAP", the next ones its other columns.
+MULTI_LABEL_COLUMNS = {
+    "event_map_wide": "mAP 0.1:0.9",
+    **{f"event_map_at_{tiou}": f"@{tiou}" for tiou in SHOWN_TIOUS},
+    "segment_map": "segment mAP",
+    "segment_f1": "segment F1",
+    "event_f1": "event F1",
+    "event_f1_macro": "macro event F1",
+}
+CLASS_COLUMNS = {
+    "num_events": "events",
+    "event_ap": "AP 0.1:0.9",
+    "event_ap_at_0.5": "AP @0.5",
+    "event_f1": "event F1",
+    "num_segments": "segments",
+    "segment_ap": "segment AP",
+    "segment_f1": "segment F1",
+}
 
 
 def decode_gate(probabilities: np.ndarray, event_probabilities: np.ndarray) -> np.ndarray:
-    """The decoder of CMRAN, CPSP and others: one class for the whole video, where an event gate is above 0.5.
+    """The decoder of CMRAN, CPSP and others: one class for the whole video, in the segments whose event gate is open.
 
-    Their networks have a head for the video's class. Here it is the event class with the highest mean probability over
-    the segments; the gate is EGTA's weight.
+    The gate is open above 0.5. Those networks have a head for the class of the video. Here it is the event class with
+    the highest mean probability over the segments, and the gate is EGTA's weight.
 
     Args:
         probabilities (`np.ndarray` of shape `(T, C)`): Background last.
         event_probabilities (`np.ndarray` of shape `(T,)`): The gate of each segment.
 
     Returns:
-        `np.ndarray` of shape `(T,)`: The labels.
+        `np.ndarray` of shape `(T,)`: The class id of each segment.
     """
     background = probabilities.shape[1] - 1
     return np.where(event_probabilities > 0.5, probabilities[:, :background].mean(axis=0).argmax(), background)
 
 
-def choose_decoders(names: Sequence[str] | None, has_gate: bool) -> tuple[str, ...]:
-    """The decoders asked for, or all that the localizer's outputs allow.
+def choose_decoders(names: Sequence[str] | None, has_gate: bool, problem_type: str = SINGLE_LABEL) -> tuple[str, ...]:
+    """Returns the requested decoders without repetitions. Default: every decoder the localizer supports.
 
     Args:
-        names (`Sequence[str]`, *optional*): Names of `EVALUATION_DECODERS`.
-        has_gate (`bool`): Whether there are event probabilities.
+        names (`Sequence[str]`, *optional*): Names of `EVALUATION_DECODERS`, or of decoders of several labels.
+        has_gate (`bool`): Whether the localizer has event logits.
+        problem_type (`str`): "single_label" or "multi_label".
 
     Raises:
-        ValueError: where "gate" is asked for and there are none.
+        ValueError: if a decoder is not made for the localizer's kind of labels, or "gate" is requested for a localizer
+            without event logits.
     """
+    supported = EVALUATION_DECODERS if problem_type == SINGLE_LABEL else decoders_of(problem_type)
     if names is None:
-        return EVALUATION_DECODERS if has_gate else DECODERS
-    if GATE_DECODER in names and not has_gate:
+        return supported if has_gate else decoders_of(problem_type)
+    wrong = [name for name in names if name not in supported]
+    if wrong:
         raise ValueError(
-            'The decoder "gate" needs the event logits of EGTA, but this localizer has use_event_attention=False. '
-            f"Leave it out: {list(DECODERS)} work with every localizer."
+            f"The decoder {wrong[0]!r} is not made for a localizer with problem_type={problem_type!r}. Use some of "
+            f"{list(supported)}."
         )
+    if GATE_DECODER in names and not has_gate:
+        raise ValueError(NO_GATE)
     return tuple(dict.fromkeys(names))
 
 
@@ -133,115 +101,148 @@ def measure_settings(
     decoders: Sequence[str],
     min_event_segments: Sequence[int],
     num_resamples: int = 1000,
+    names: Sequence[str] | None = None,
+    segment_seconds: float = 1.0,
+    threshold: float = 0.5,
 ) -> dict[str, dict[str, Any]]:
-    """All measures for each decoder and, where it makes a difference, each shortest event.
+    """Computes all measures for each decoder and, if the decoder depends on it, each minimum length of events.
+
+    If the localizer or the labels have several labels per segment, these are the measures of `multi_label_metrics`.
 
     Args:
-        predictions (`SplitPredictions`): Of the clips.
+        predictions (`SplitPredictions`): The predictions of the clips.
         decoders (`Sequence[str]`): Names of `EVALUATION_DECODERS`.
-        min_event_segments (`Sequence[int]`): Shortest events, for "merge" and "viterbi".
+        min_event_segments (`Sequence[int]`): Minimum lengths of events, for the decoders that use them.
         num_resamples (`int`): Bootstrap resamples of the videos; 0 leaves the intervals out.
+        names (`Sequence[str]`, *optional*): Names of the event classes, for tables of classes.
+        segment_seconds (`float`): Length of a segment, for events in seconds.
+        threshold (`float`): Probability from which a class is active, for a localizer with several labels.
 
     Returns:
-        `dict[str, dict[str, Any]]`: results of `localization_metrics` by decoder; with several shortest events by
-        "merge-2" and so on.
+        `dict[str, dict[str, Any]]`: results of `localization_metrics` by decoder; with several minimum lengths the
+        keys are "merge-2" and so on.
+
+    Raises:
+        ValueError: if "gate" is among the decoders of a localizer without event logits, or is the only one for several
+            labels per segment, where it is left out.
     """
-    results = {}
+    settings = []
     for decoder in decoders:
-        for shortest in min_event_segments if decoder in BOUNDED_DECODERS else min_event_segments[:1]:
-            is_one_of_many = decoder in BOUNDED_DECODERS and len(min_event_segments) > 1
-            name = f"{decoder}-{shortest}" if is_one_of_many else decoder
-            results[name] = localization_metrics(
-                _decode(predictions, decoder, shortest),
-                predictions.labels,
-                num_labels=predictions.probabilities[0].shape[1],
-                num_resamples=num_resamples,
-                probabilities=predictions.probabilities,
-            )
+        is_bounded = decoder in DECODERS and DECODERS[decoder].uses_min_event_segments
+        for shortest in min_event_segments if is_bounded else min_event_segments[:1]:
+            name = f"{decoder}-{shortest}" if is_bounded and len(min_event_segments) > 1 else decoder
+            settings.append((name, decoder, shortest))
+    if needs_multi_label(predictions):
+        settings = [setting for setting in settings if setting[1] != GATE_DECODER]
+        if not settings:
+            raise ValueError(f"The decoder {GATE_DECODER!r} finds one class per video; name others to measure events.")
+        return measure_multi_label(predictions, settings, names, segment_seconds, threshold, num_resamples)
+    results = {}
+    for name, decoder, shortest in settings:
+        if decoder == GATE_DECODER:
+            if predictions.event_probabilities is None:
+                raise ValueError(NO_GATE)
+            decoded = [decode_gate(*clip) for clip in zip(predictions.probabilities, predictions.event_probabilities)]
+        else:
+            decoded = [decode_labels(clip, decoder, shortest) for clip in predictions.probabilities]
+        results[name] = localization_metrics(
+            decoded,
+            predictions.labels,
+            num_labels=predictions.probabilities[0].shape[1],
+            num_resamples=num_resamples,
+            probabilities=predictions.probabilities,
+        )
     return results
 
 
-def best_test_epoch(history: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """The epoch that is best on the test split itself, as PSP, CMRAN, LAVISH and others report it.
-
-    It is chosen by what it is measured on, so it is too high; it serves to compare with such numbers only.
-
-    Args:
-        history (`Sequence[Mapping[str, Any]]`): Records of a training run.
-
-    Returns:
-        `dict[str, float]`: `epoch` and `segment_accuracy`; `None` where no record has a `test_accuracy`.
-    """
-    records = [record for record in history if record.get("test_accuracy") is not None]
-    if not records:
-        return None
-    best = max(records, key=lambda record: record["test_accuracy"])
-    return {"epoch": best["epoch"], "segment_accuracy": best["test_accuracy"]}
-
-
 def state_reference_points(points: Mapping[str, float]) -> str:
-    """Say in plain words what localising nothing scores."""
+    """Formulates the reference points as a sentence."""
+    if "equal_scores" in points:
+        return (
+            f"For comparison, equal scores everywhere reach {points['equal_scores']:.2%} segment mAP, and all classes "
+            f"in all segments {points['all_classes']:.2%} segment F1."
+        )
     return (
         f"For comparison, localising nothing scores {points['never_background']:.2%} segment accuracy (never "
         f"background, with the right class) or {points['all_background']:.2%} (all background)."
     )
 
 
+def columns_of(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns which measures the table shows, with their titles; the first one is shown with its interval."""
+    return MULTI_LABEL_COLUMNS if "segment_map" in metrics else COLUMNS
+
+
 def result_rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of a table: one model, one row a decoder; in percent, the interval of the accuracy beside it.
+    """Returns the table rows of one model, one per decoder: measures in percent, the first one with its interval.
 
     Args:
-        name (`str`): The model.
+        name (`str`): Name of the model.
         results (`Mapping[str, Mapping[str, Any]]`): Results of `measure_settings`.
     """
     rows = []
     for setting, metrics in results.items():
-        cells = [_percent(metrics[measure]) for measure in COLUMNS]
-        interval = " to ".join(map(_percent, metrics.get("intervals", {}).get("segment_accuracy", ())))
+        columns = list(columns_of(metrics))
+        cells = [_percent(metrics[measure]) for measure in columns]
+        interval = " to ".join(map(_percent, metrics.get("intervals", {}).get(columns[0], ())))
         rows.append([name, setting, cells[0], interval, *cells[1:]])
     return rows
 
 
 def summary_rows(summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
-    """Rows of a table: mean and deviation over several models, one row a decoder.
+    """Returns table rows with mean and standard deviation over several models, one per decoder.
 
     Args:
         summaries (`Mapping[str, Mapping[str, Mapping[str, float]]]`): Results of `summarize_runs` by decoder.
     """
     rows = []
     for setting, summary in summaries.items():
-        spread = [(summary[measure]["mean"], summary[measure]["deviation"]) for measure in COLUMNS]
-        cells = ["" if np.isnan(mean) else f"{_percent(mean)} ± {_percent(deviation)}" for mean, deviation in spread]
+        values = [(summary[measure]["mean"], summary[measure]["deviation"]) for measure in columns_of(summary)]
+        cells = ["" if np.isnan(mean) else f"{_percent(mean)} ± {_percent(deviation)}" for mean, deviation in values]
         rows.append(["mean ± deviation", setting, cells[0], "", *cells[1:]])
     return rows
 
 
-def render_table(rows: Sequence[Sequence[str]], style: str = "text") -> str:
-    """Lay out rows of `result_rows` and `summary_rows` under their titles.
+def render_table(rows: Sequence[Sequence[str]], style: str = "text", columns: Mapping[str, str] | None = None) -> str:
+    """Formats rows of `result_rows` and `summary_rows` as a table with titles.
 
     Args:
-        rows (`Sequence[Sequence[str]]`): Cells.
+        rows (`Sequence[Sequence[str]]`): Rows of cells.
         style (`str`): `"text"` (aligned columns) or `"markdown"`.
+        columns (`Mapping[str, str]`, *optional*): Result of `columns_of`. Default: those of one label per segment.
     """
-    accuracy, *others = COLUMNS.values()
-    table = [["model", "decoder", f"{accuracy} %", "95 % interval", *others], *rows]
+    first, *others = (columns or COLUMNS).values()
+    titles = ["model", "decoder", f"{first} %", "95 % interval", *others]
+    return _format([titles, *map(list, rows)], 2, style)
+
+
+def render_classes(metrics: Mapping[str, Any], style: str = "text", names: Sequence[str] = ()) -> str:
+    """Formats the measures of each class as a table.
+
+    Args:
+        metrics (`Mapping[str, Any]`): The result of one decoder.
+        style (`str`): As in `render_table`.
+        names (`Sequence[str]`): Names of the event classes; the results of several labels contain them.
+    """
+    if "classes" in metrics:
+        table = [["class", *CLASS_COLUMNS.values()]]
+        for row in metrics["classes"]:
+            cells = [str(row[name]) if name.startswith("num_") else _percent(row[name]) for name in CLASS_COLUMNS]
+            table.append([row["label"], *cells])
+    else:
+        table = [["class", "accuracy", "AP 0.5:0.9"]]
+        for name, *values in zip(names, metrics["class_accuracy"], metrics["class_average_precision"]):
+            table.append([name, *map(_percent, values)])
+    return _format(table, 1, style)
+
+
+def _format(table: list[list[str]], num_text_columns: int, style: str) -> str:
     if style == "markdown":
         table = [[cell.replace("|", "\\|") for cell in row] for row in table]
-        rule = ["---", "---", *["---:"] * (len(table[0]) - 2)]
+        rule = ["---"] * num_text_columns + ["---:"] * (len(table[0]) - num_text_columns)
         return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = [
-        [cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))]
-        for row in table
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return align_columns(table, num_text_columns=num_text_columns)
 
 
-def _decode(predictions: SplitPredictions, decoder: str, min_event_segments: int) -> list[np.ndarray]:
-    if decoder == GATE_DECODER:
-        return [decode_gate(*clip) for clip in zip(predictions.probabilities, predictions.event_probabilities)]
-    return [decode_labels(clip, decoder, min_event_segments) for clip in predictions.probabilities]
-
-
-def _percent(share: float) -> str:
-    return "" if np.isnan(share) else f"{100 * share:.2f}"
+def _percent(fraction: float) -> str:
+    return "" if np.isnan(fraction) else f"{100 * fraction:.2f}"

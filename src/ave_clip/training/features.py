@@ -1,15 +1,14 @@
-"""Stage 2's features on disk: one folder per split, shards in safetensors, a manifest that says how they were made.
+"""The features of stage 2 on disk: one folder per split, with safetensors shards and a manifest.
 
 ```
-features/train/manifest.json            what made them, and which rows each shard holds
+features/train/manifest.json            settings, encoder, and the rows of each shard, with their events and durations
 features/train/shard-00000.safetensors  rows, labels, segment_mask, image_features, audio_features
 ```
-Every file appears under its final name only when it is whole, so a run that was killed goes on where it stopped:
-shards that stand are not made again. A shard remembers the settings that made it, each of its clips and a checksum of
-each row, so shards of two encoders or settings never end up in one store, a clip that was replaced touches its own
-shard only, and damage is found when a row is read.
+All files are written atomically, so a run that was killed resumes: complete shards are not made again. Each shard
+stores its settings, the identity of its clips and a checksum per row. Shards of two encoders or settings therefore
+never end up in one store, replacing a clip affects only its own shard, and damage is detected when a row is read.
 
-Shapes: R rows of a shard, T segments, P picture locations, D feature width.
+Shapes: T segments, P image locations, D feature width.
 """
 
 import dataclasses
@@ -17,29 +16,42 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..data.annotations import IGNORED_LABEL
+from ..core.categories import MULTI_LABEL, SINGLE_LABEL
 from ..data.collation import collate_rows
-from ..files import atomic_file
+from ..files import atomic_file, remove_leftovers_in
 from .arguments import write_json
+from .feature_shards import (
+    LONG_SEGMENTS,
+    METADATA_KEY,
+    FeatureStoreError,
+    as_bytes,
+    checksum,
+    describe_shard,
+    finish_file,
+    plan_shards,
+    read_metadata,
+    read_row,
+    verify_shard,
+    write_long_row,
+)
 
 logger = logging.get_logger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
-# One entry: safetensors writes several in an order that changes from run to run.
-METADATA_KEY = "ave_clip"
+# Earlier versions of this package cannot read labels of several events at once.
+FORMAT_VERSIONS = {SINGLE_LABEL: 2, MULTI_LABEL: 3}
 MAX_LISTED = 8
 
 
@@ -47,40 +59,39 @@ class SplitError(ValueError):
     """A split is missing, empty, unreadable or without labels."""
 
 
-class FeatureStoreError(ValueError):
-    """A feature store is missing, incomplete, damaged, or was made by something else than what asks for it."""
-
-
-def encoder_fingerprint(towers: Mapping[str, torch.nn.Module]) -> str:
-    """Hash the weights, buffers and configurations of the encoders, so that features can be traced to what made them.
+def encoder_fingerprint(towers: Mapping[str, torch.nn.Module | Mapping[str, torch.Tensor]]) -> str:
+    """Returns a hash of the weights, buffers and configurations of encoders, to identify the encoder of features.
 
     Args:
-        towers (`Mapping[str, torch.nn.Module]`): The encoders by name.
+        towers (`Mapping[str, torch.nn.Module]`): The encoders by name; or tensors by name, for a part of an encoder.
 
     Returns:
-        `str`: 16 hexadecimal digits; the same for equal encoders, wherever they were loaded from.
+        `str`: 16 hexadecimal digits; the same for equal encoders from any source.
     """
     digest = hashlib.sha256()
     for tower_name, tower in sorted(towers.items()):
         digest.update(json.dumps(_own_settings(getattr(tower, "config", None)), sort_keys=True).encode())
-        for name, tensor in sorted(tower.state_dict().items()):
+        state = tower.state_dict() if isinstance(tower, torch.nn.Module) else tower
+        for name, tensor in sorted(state.items()):
             digest.update(f"{tower_name}.{name}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(as_bytes(tensor.detach().cpu()))
     return digest.hexdigest()[:16]
 
 
 class FeatureWriter:
-    """Writes the shards of one split; the processes of one run may write different shards of the same folder.
+    """Writes the shards of one split. The processes of one run can write different shards of the same folder.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder of the split; made when missing.
-        settings (`Mapping[str, Any]`): Everything that changes the features or what their labels mean:
+        folder (`str` or `os.PathLike`): Folder of the split; created if missing.
+        settings (`Mapping[str, Any]`): Everything that determines the features and the meaning of their labels:
             `encoder_fingerprint`, `visual_feature_type`, `num_frames_per_segment`, `segment_seconds`, `dtype`,
-            `id2label` and whatever else a reader must know. Shards made with others are refused.
-        clips (`Mapping[int, str]`): All rows of the split, in order, with what identifies each one's video and
+            `id2label`, `problem_type` and anything else a reader must know. Shards with other settings are rejected.
+        clips (`Mapping[int, str]`): All rows of the split, in order, with the identity of each row's video and
             labels.
-        rows_per_shard (`int`): Rows of a shard.
-        made_with (`Mapping[str, Any]`, *optional*): Versions and the like, kept with each shard and not compared.
+        rows_per_shard (`int`): Rows per shard, of videos that are not long.
+        made_with (`Mapping[str, Any]`, *optional*): Versions and so on, stored with each shard but not compared.
+        lengths (`Mapping[int, int]`, *optional*): Number of segments of each row. Rows of more than `LONG_SEGMENTS`
+            have a shard each, which is written with `write_long`.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class FeatureWriter:
         clips: Mapping[int, str],
         rows_per_shard: int = 64,
         made_with: Mapping[str, Any] | None = None,
+        lengths: Mapping[int, int] | None = None,
     ):
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard must be at least 1, got {rows_per_shard}.")
@@ -98,23 +110,27 @@ class FeatureWriter:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.clips = {int(row): identity for row, identity in clips.items()}
         self.made_with = dict(made_with or {})
-        rows = list(self.clips)
-        self.shards = [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
+        self.lengths = {row: (lengths or {}).get(row, 1) for row in self.clips}
+        self.shards = plan_shards(self.lengths, rows_per_shard)
 
     def path(self, shard: int) -> Path:
-        """Where a shard lies."""
+        """Returns the path of a shard."""
         return self.folder / f"shard-{shard:05d}.safetensors"
 
+    def is_long(self, shard: int) -> bool:
+        """Whether a shard is that of one long row."""
+        return self.lengths[self.shards[shard][0]] > LONG_SEGMENTS
+
     def plan(self, retry_failed: bool = False, update: bool = False, verify: bool = False) -> list[int]:
-        """Numbers of the shards that are to be made: those that are missing or damaged, and those asked for.
+        """Returns the numbers of the shards to make: those that are missing or damaged, and those requested.
 
         Args:
-            retry_failed (`bool`): Also shards that hold rows which could not be read.
-            update (`bool`): Also shards whose clips changed since.
-            verify (`bool`): Read every shard and compare its checksums.
+            retry_failed (`bool`): Include shards with rows that could not be read.
+            update (`bool`): Include shards whose clips have changed.
+            verify (`bool`): Read each shard and compare its checksums.
 
         Raises:
-            FeatureStoreError: where a shard was made with other settings, or, without `update`, of other clips.
+            FeatureStoreError: if a shard was made with other settings or, without `update`, from other clips.
         """
         states = {shard: self.state(shard, verify) for shard in range(len(self.shards))}
         wanted = {"missing", "damaged"} | ({"failed"} if retry_failed else set()) | ({"changed"} if update else set())
@@ -124,27 +140,27 @@ class FeatureWriter:
             raise FeatureStoreError(
                 f"{self.folder}: {len(changed)} of {len(states)} shards were made from other clips or labels; rows "
                 f"{_shorten(rows)} differ. Was a video replaced, an annotation corrected, --rows_per_shard or "
-                "--max_clips changed, or is it another data set? Pass --update to make these shards again, or write "
-                "to another folder."
+                "--max_clips changed, or is it another data set? Pass --update to make these shards again, or choose "
+                "another folder."
             )
         return [shard for shard, state in states.items() if state in wanted]
 
     def state(self, shard: int, verify: bool = False) -> str:
-        """How a shard stands: `"done"`, `"failed"` (rows could not be read), `"changed"`, `"damaged"`, `"missing"`.
+        """Returns `"done"`, `"failed"` (some rows are unreadable), `"changed"`, `"damaged"` or `"missing"`.
 
         Args:
-            shard (`int`): Its number.
-            verify (`bool`): Read it and compare its checksums.
+            shard (`int`): Number of the shard.
+            verify (`bool`): Read the shard and compare its checksums.
 
         Raises:
-            FeatureStoreError: where it was made with other settings.
+            FeatureStoreError: if it was made with other settings.
         """
         if not self.path(shard).exists():
             return "missing"
         try:
-            found = _read_metadata(self.path(shard))
+            found = read_metadata(self.path(shard))
             if verify:
-                _verify_shard(self.path(shard))
+                verify_shard(self.path(shard))
         except FeatureStoreError as error:
             logger.warning(f"This shard is made again: {error}")
             return "damaged"
@@ -156,56 +172,86 @@ class FeatureWriter:
     def write(
         self, shard: int, clips: Sequence[Mapping[str, torch.Tensor]], failed: Mapping[int, str] | None = None
     ) -> None:
-        """Write one shard atomically.
+        """Writes one shard atomically.
 
         Args:
-            shard (`int`): Its number.
-            clips (`Sequence[Mapping[str, torch.Tensor]]`): Its rows that could be read, each with `row` (scalar),
-                `labels` `(T,)`, `image_features` `(T, P, D)` or `(T, D)` and `audio_features` `(T, D)`.
-            failed (`Mapping[int, str]`, *optional*): Its rows that could not be read, with the reason.
+            shard (`int`): Number of the shard.
+            clips (`Sequence[Mapping[str, torch.Tensor]]`): Its readable rows, each with `row` (scalar),
+                `labels` `(T,)` or `(T, C)`, `image_features` `(T, P, D)` or `(T, D)`, `audio_features` `(T, D)` and,
+                if known, `events` and `duration` of [`~ave_clip.data.load_videos`].
+            failed (`Mapping[int, str]`, *optional*): The reason for each row that could not be read.
 
         Raises:
-            FeatureStoreError: where it cannot be written, for example on a full disk; nothing half-written stays.
+            FeatureStoreError: if it cannot be written, for example because the disk is full; no partial file remains.
         """
         batch = collate_clips(clips) if clips else {}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in batch.items()}
+        content = self._content(shard, clips, failed or {})
+        checksums = [checksum({name: tensors[name][index] for name in tensors}) for index in range(len(clips))]
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        metadata = {METADATA_KEY: json.dumps({**content, "checksums": checksums})}
+        self._save(shard, size, lambda path: save_file(tensors, path, metadata=metadata))
+
+    def write_long(self, shard: int, clip: Mapping[str, Any], blocks: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Writes the shard of one long row atomically, while its features are computed.
+
+        Args:
+            shard (`int`): Number of the shard.
+            clip (`Mapping[str, Any]`): The row, with `row`, `labels` and, as in `write`, `events` and `duration`.
+            blocks (`Iterable[Mapping[str, torch.Tensor]]`): `image_features` and `audio_features` of `BLOCK_SEGMENTS`
+                segments each; the last block has the remaining ones. If the iterator raises an error, it is passed
+                on and no file remains.
+
+        Raises:
+            FeatureStoreError: if it cannot be written, for example because the disk is full; no partial file remains.
+        """
+        row, content = int(clip["row"]), self._content(shard, [clip], {})
+        self._save(shard, 0, lambda path: write_long_row(path, row, clip["labels"], blocks, content))
+
+    def _content(self, shard: int, clips: Sequence[Mapping[str, Any]], failed: Mapping[int, str]) -> dict[str, Any]:
+        """Returns the metadata of a shard."""
         content = {
             "settings": self.settings,
             "clips": {row: self.clips[row] for row in self.shards[shard]},
-            "failed": dict(failed or {}),
-            "checksums": [_checksum({name: tensors[name][index] for name in tensors}) for index in range(len(clips))],
+            "failed": dict(failed),
             "made_with": self.made_with,
         }
+        if clips and "events" in clips[0]:
+            content["events"] = [
+                clip["events"] and [[event["label"], event["start"], event["end"]] for event in clip["events"]]
+                for clip in clips
+            ]
+            content["durations"] = [clip["duration"] for clip in clips]
+        return content
+
+    def _save(self, shard: int, size: int, write: Callable[[Path], object]) -> None:
         try:
             with atomic_file(self.path(shard)) as partial:
-                save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(content)})
-                _finish_file(partial)
+                write(partial)
+                finish_file(partial)
         except (OSError, SafetensorError) as error:
-            size = sum(tensor.nbytes for tensor in tensors.values())
             raise self._no_room(self.path(shard), size, error) from error
 
     def remove_leftovers(self) -> None:
-        """Delete what a killed run left half-written. Call it before anything is written, in one process."""
-        for pattern in (".shard-*", f".{MANIFEST_FILE}-*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+        """Deletes partial files of a killed run. Call it in one process, before any shard is written."""
+        remove_leftovers_in(self.folder)
 
     def withdraw_manifest(self) -> None:
-        """Take the manifest away, so that nobody reads the store while shards that it lists are made again."""
+        """Deletes the manifest, so that the store cannot be read while its shards are made again."""
         (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
 
     def finish(self, split: str, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write the manifest, once every shard stands.
+        """Writes the manifest, when all shards are complete.
 
         Args:
             split (`str`): Name of the split.
             model (`Mapping[str, Any]`, *optional*): Name, revision and configuration of the encoder.
 
         Returns:
-            `dict[str, Any]`: the manifest; `failed` maps the rows that could not be read to the reason.
+            `dict[str, Any]`: the manifest; its `failed` has the reason for each row that could not be read.
 
         Raises:
-            FeatureStoreError: where a shard is missing or lacks a row without a reason.
+            FeatureStoreError: if a shard is missing, or a row is missing in it without a reason.
         """
         shards, failed, made_with, labelled = [], {}, [], 0
         content = hashlib.sha256()
@@ -213,18 +259,23 @@ class FeatureWriter:
             state = self.state(number)
             if state not in ("done", "failed"):
                 raise FeatureStoreError(f"{self.path(number)} is {state}: run the extraction again to make it.")
-            found = _read_metadata(self.path(number))
-            rows, labelled_rows = _shard_rows(self.path(number))
+            found = read_metadata(self.path(number))
+            facts = describe_shard(self.path(number))
+            rows = facts["rows"]
             lost = set(wanted) - set(rows) - set(found["failed"])
             if lost:
-                raise FeatureStoreError(f"{self.path(number)} lacks rows {sorted(lost)}: delete it and run again.")
-            shards.append({"file": self.path(number).name, "rows": rows})
-            content.update(json.dumps([rows, found["checksums"]]).encode())
+                raise FeatureStoreError(
+                    f"Rows {sorted(lost)} are missing in {self.path(number)}: delete it and run again."
+                )
+            known = {name: facts[name] for name in ("rows", "lengths", "events", "durations")}
+            shards.append({"file": self.path(number).name, **known})
+            content.update(json.dumps([rows, facts["checksums"]]).encode())
             failed |= found["failed"]
-            labelled += labelled_rows
+            labelled += facts["labelled"]
             if found["made_with"] not in made_with:
                 made_with.append(found["made_with"])
-        manifest = {"format_version": FORMAT_VERSION, "split": split, "model": dict(model or {}), **self.settings}
+        version = FORMAT_VERSIONS[self.settings.get("problem_type", SINGLE_LABEL)]
+        manifest = {"format_version": version, "split": split, "model": dict(model or {}), **self.settings}
         manifest |= {"num_labelled_rows": labelled, "made_with": made_with, "failed": failed, "shards": shards}
         manifest["content"] = content.hexdigest()[:16]  # of features and labels
         try:
@@ -234,41 +285,43 @@ class FeatureWriter:
         return manifest
 
     def _changed_rows(self, shard: int) -> list[int]:
-        """Rows of a shard that are not what it holds; one that could not be read then may have changed."""
-        found = _read_metadata(self.path(shard))
+        """Returns the rows whose clips differ from those in the shard, except rows that could not be read then."""
+        found = read_metadata(self.path(shard))
         wanted = {row: self.clips[row] for row in self.shards[shard]}
         rows = {*wanted, *found["clips"]}
         differing = (row for row in rows if wanted.get(row) != found["clips"].get(row))
         return sorted(row for row in differing if not (row in wanted and row in found["failed"]))
 
     def _check_settings(self, path: Path, found: Mapping[str, Any]) -> None:
-        differences = _differences(found, self.settings)
+        # Earlier versions did not store it.
+        default = {"problem_type": SINGLE_LABEL} if "problem_type" in self.settings else {}
+        differences = _differences({**default, **found}, self.settings)
         if differences:
             raise FeatureStoreError(
-                f"{path} was made with other settings or by another encoder: {differences}. Write to another folder, "
+                f"{path} was made with other settings or by another encoder: {differences}. Choose another folder, "
                 f"or delete {self.folder} first."
             )
 
     def _no_room(self, path: Path, size: int, error: Exception) -> FeatureStoreError:
         free = shutil.disk_usage(self.folder).free / 1e6
         return FeatureStoreError(
-            f"{path} could not be written ({error}); it needs {size / 1e6:.1f} MB, {free:.1f} MB are free. The shards "
-            "that stand are whole. Make room and run the extraction again: it goes on where it stopped."
+            f"{path} could not be written ({error}); it needs {size / 1e6:.1f} MB, {free:.1f} MB are free. All other "
+            "shards are complete. Free space and run the extraction again: it resumes."
         )
 
 
 class FeatureStore(Dataset):
-    """Reads one split of features lazily, one row at a time, and checks each row's checksum.
+    """Reads the features of one split lazily, one row at a time, and verifies the checksum of each row.
 
-    A shard is open only while a row of it is read: pages of mapped files would otherwise count as this process's
-    memory until every shard is in it. So memory does not grow with the number of clips, and a store travels to
-    workers.
+    A shard is only open while one of its rows is read: otherwise the pages of mapped files would count as memory of
+    this process until all shards are in it. Memory therefore does not grow with the number of clips, and a store can
+    be pickled for data loading processes.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder that `FeatureWriter` filled.
+        folder (`str` or `os.PathLike`): Folder written by `FeatureWriter`.
 
     Raises:
-        FeatureStoreError: where the folder holds no finished store.
+        FeatureStoreError: if the folder does not contain a complete store.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -276,8 +329,8 @@ class FeatureStore(Dataset):
         path = self.folder / MANIFEST_FILE
         if not path.exists():
             raise FeatureStoreError(
-                f"{self.folder} holds no {MANIFEST_FILE}: either it is no feature folder, or the extraction did not "
-                "finish. Run examples/extract_features.py again; it goes on where it stopped."
+                f"{self.folder} contains no {MANIFEST_FILE}: it is not a feature folder, or the extraction did not "
+                "finish. Run examples/extract_features.py again; it resumes."
             )
         self.manifest = _read_manifest(path)
         shards = self.manifest["shards"]
@@ -285,41 +338,78 @@ class FeatureStore(Dataset):
         self.rows = [row for shard in shards for row in shard["rows"]]
 
     @property
+    def problem_type(self) -> str:
+        """Either "single_label", or "multi_label" for several events at once."""
+        return self.manifest.get("problem_type", SINGLE_LABEL)
+
+    @property
     def failed(self) -> dict[int, str]:
-        """Rows that could not be read, and why."""
+        """The reason for each row that could not be read."""
         return {int(row): reason for row, reason in self.manifest["failed"].items()}
+
+    @cached_property
+    def _facts(self) -> list[dict[str, Any]]:
+        # Manifests of earlier versions contain the rows only.
+        shards = self.manifest["shards"]
+        return [s if "lengths" in s else describe_shard(self.folder / s["file"]) for s in shards]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of segments of each row."""
+        return [length for facts in self._facts for length in facts["lengths"]]
+
+    @property
+    def truth(self) -> dict[int, dict[str, Any]]:
+        """The annotated `events` (a list of `label`, `start` and `end`, or `None`) and the `duration` of each row."""
+        found = {}
+        for facts in self._facts:
+            for row, events, duration in zip(facts["rows"], facts["events"], facts["durations"]):
+                named = None if events is None else [dict(zip(("label", "start", "end"), event)) for event in events]
+                found[row] = {"events": named, "duration": duration}
+        return found
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one row: `row` (its number, a scalar), `labels` and `segment_mask` `(T,)`, and both features.
+        """Returns one row: `row` (its number, a scalar), `labels`, `segment_mask` `(T,)`, and both features.
 
-        T is the clip's own number of segments.
+        T is the number of segments of this clip; `labels` are `(T,)`, or `(T, C)` for several events at once.
 
         Raises:
-            FeatureStoreError: where its shard is missing, damaged or not the one of the manifest.
+            FeatureStoreError: if its shard is missing, damaged or not the one in the manifest.
+        """
+        return self.window(index)
+
+    def window(self, index: int, first: int = 0, length: int | None = None) -> dict[str, torch.Tensor]:
+        """Returns a window of a row, in the form of `__getitem__`. Of a long row, only the window is read.
+
+        Args:
+            index (`int`): Position of the row.
+            first (`int`): First segment of the window.
+            length (`int`, *optional*): Number of segments. Default: all that follow.
+
+        Raises:
+            FeatureStoreError: as in `__getitem__`.
         """
         file, position = self._places[index]
-        clip, checksum = _read_row(self.folder / file, position)
+        clip = read_row(self.folder / file, position, first, length)
         if int(clip["rows"]) != self.rows[index]:
             raise FeatureStoreError(
-                f"{self.folder / file} was made again since {MANIFEST_FILE} was written: row {int(clip['rows'])} is "
-                f"in the place of row {self.rows[index]}. Let the extraction finish; it renews the manifest."
+                f"{self.folder / file} was made again after {MANIFEST_FILE} was written: it has row "
+                f"{int(clip['rows'])} instead of row {self.rows[index]}. Wait until the extraction has "
+                "finished; it updates the manifest."
             )
-        if _checksum(clip) != checksum:
-            raise _damaged(self.folder / file, f"row {self.rows[index]} does not have its checksum")
-        length = int(clip["segment_mask"].sum())  # a shard's clips are padded to the longest of them
-        return {"row": clip.pop("rows"), **{name: value[:length] for name, value in clip.items()}}
+        return {"row": clip.pop("rows"), **clip}
 
     def check_encoder(self, fingerprint: str) -> None:
-        """Make sure that an encoder is the one that made these features.
+        """Checks that an encoder is the one that made these features.
 
         Args:
             fingerprint (`str`): Result of `encoder_fingerprint`.
 
         Raises:
-            FeatureStoreError: where it is another one.
+            FeatureStoreError: if it is another one.
         """
         found, model = self.manifest["encoder_fingerprint"], self.manifest.get("model", {})
         if found != fingerprint:
@@ -331,28 +421,29 @@ class FeatureStore(Dataset):
             )
 
     def check_settings(self, **expected: Any) -> None:
-        """Make sure that the features were made as their reader expects.
+        """Checks that the features were made with the expected settings.
 
         Args:
             expected: Entries of the manifest, for example `visual_feature_type`, `num_frames_per_segment`,
                 `segment_seconds`, `image_feature_size`, `audio_feature_size`, `id2label`.
 
         Raises:
-            FeatureStoreError: where one differs; the message has both values.
+            FeatureStoreError: if one differs; the message contains both values.
         """
         expected = json.loads(json.dumps(expected))
-        differences = _differences({name: self.manifest.get(name) for name in expected}, expected)
+        found = {name: self.problem_type if name == "problem_type" else self.manifest.get(name) for name in expected}
+        differences = _differences(found, expected)
         if differences:
             raise FeatureStoreError(
-                f"The features in {self.folder} are not what the localizer expects: {differences} (first what is "
-                "there, then what is expected). Change the localizer's settings, or extract the features again."
+                f"The features in {self.folder} are not those that the localizer expects: {differences} ('there': the "
+                "features, 'now': the localizer). Change the localizer's settings, or extract the features again."
             )
 
     def check_labels(self) -> None:
-        """Make sure that there is something to learn from.
+        """Checks that the split has labels.
 
         Raises:
-            FeatureStoreError: where no row has a label.
+            FeatureStoreError: if no row has a label.
         """
         if not self.manifest["num_labelled_rows"]:
             raise FeatureStoreError(
@@ -362,26 +453,26 @@ class FeatureStore(Dataset):
 
 
 def collate_clips(clips: Sequence[Mapping[str, Any]], video_level: bool = False) -> dict[str, torch.Tensor]:
-    """Batch clips of `FeatureStore` or `ClipReader` by `collate_rows`; unreadable ones (with an `error`) are left out.
+    """Batches clips of `FeatureStore` or `ClipReader` with `collate_rows`, without unreadable ones (with an `error`).
 
     Args:
         clips (`Sequence[Mapping[str, Any]]`): Rows.
         video_level (`bool`): Whether `labels` are the classes of whole clips.
 
     Raises:
-        SplitError: where no clip could be read.
+        SplitError: if no clip could be read.
     """
     readable = [clip for clip in clips if "error" not in clip]
     for clip in clips:
         if "error" in clip:
-            logger.warning_once(f"Row {int(clip['row'])} is left out, it could not be read: {clip['error']}")
+            logger.warning_once(f"Row {int(clip['row'])} is left out because it could not be read: {clip['error']}")
     if not readable:
         raise SplitError(f"None of {len(clips)} clips could be read. The first: {clips[0]['error']}")
     return collate_rows(readable, video_level)
 
 
 def _own_settings(config: PreTrainedConfig | None) -> dict[str, Any]:
-    """The fields of a tower's configuration, without those that every configuration of transformers has."""
+    """Returns the fields of a tower's configuration, without those of every transformers configuration."""
     if config is None:
         return {}
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -399,81 +490,17 @@ def _shorten(rows: Sequence[int]) -> str:
     return f"[{listed}]" if len(rows) <= MAX_LISTED else f"[{listed}, ... {len(rows)} in all]"
 
 
-def _damaged(path: Path, reason: object) -> FeatureStoreError:
-    return FeatureStoreError(
-        f"{path} is missing or damaged ({reason}). Run the extraction again with --verify: it makes damaged shards "
-        "anew, and only those."
-    )
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FeatureStoreError(
-            f"{path} is damaged ({error}). Run the extraction again: it is written anew."
+            f"{path} is damaged ({error}). Run the extraction again: it rewrites this file."
         ) from error
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if found != FORMAT_VERSION:
+    if found not in FORMAT_VERSIONS.values():
         raise FeatureStoreError(
-            f"{path} has format {found}; this version of ave-clip reads {FORMAT_VERSION}. Extract the features again."
+            f"{path} has format {found}; this version of ave-clip reads {[*FORMAT_VERSIONS.values()]}. Extract the "
+            "features again."
         )
     return manifest
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """What a shard remembers; `clips` and `failed` by row number."""
-    try:
-        with safe_open(path, "pt") as shard:
-            metadata = shard.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-    content = json.loads(metadata.get(METADATA_KEY, '{"settings": {"format": "of another version"}}'))
-    for name in ("clips", "failed"):
-        content[name] = {int(row): text for row, text in content.get(name, {}).items()}
-    return content
-
-
-def _read_row(path: Path, position: int) -> tuple[dict[str, torch.Tensor], int]:
-    """One row of a shard and the checksum that it should have."""
-    try:
-        with safe_open(path, "pt") as shard:
-            checksum = json.loads(shard.metadata()[METADATA_KEY])["checksums"][position]
-            return {name: shard.get_slice(name)[position] for name in shard.keys()}, checksum  # noqa: SIM118
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _verify_shard(path: Path) -> None:
-    for position in range(len(_read_metadata(path).get("checksums", ()))):
-        clip, checksum = _read_row(path, position)
-        if _checksum(clip) != checksum:
-            raise _damaged(path, f"its row number {position} does not have its checksum")
-
-
-def _checksum(clip: Mapping[str, torch.Tensor]) -> int:
-    checksum = 0
-    for name in sorted(clip):
-        checksum = zlib.crc32(clip[name].contiguous().reshape(-1).view(torch.uint8).numpy(), checksum)
-    return checksum
-
-
-def _shard_rows(path: Path) -> tuple[list[int], int]:
-    """Rows of a shard, and how many have a label."""
-    with safe_open(path, "pt") as shard:
-        if "rows" not in shard.keys():  # noqa: SIM118
-            return [], 0
-        labelled = (shard.get_tensor("labels") != IGNORED_LABEL).any(dim=1)
-        return shard.get_tensor("rows").tolist(), int(labelled.sum())
-
-
-def _finish_file(path: Path) -> None:
-    """Give a file of safetensors, which only its owner may read, the usual permissions, and have it on the disk.
-
-    Without the latter, a power cut right after the renaming could leave an empty shard.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -1,9 +1,9 @@
-"""Gradients of a contrastive batch that is computed in parts, over chunks that fit the memory and over processes.
+"""Gradients of a contrastive batch that is computed in chunks and on several processes.
 
-They equal those of the whole batch in one pass. Three things stand in the way: each embedding's gradient depends on
-all others (`backward_in_chunks`); AudioCLIP's spectrogram scales its gradients by their largest value, which for a sum
-of parts is not the sum of the scaled parts (`UnscaledSpectrogram`); and a BatchNorm that is trained normalises by the
-batch (`SharedBatchNorm2d`).
+They equal those of the whole batch in one pass. Three things need care: the gradient of each embedding depends on all
+others (`backward_in_chunks`); AudioCLIP's spectrogram divides its gradients by their largest value, which does not
+commute with a sum over chunks (`UnscaledSpectrogram`); and batch norm in training mode depends on the whole batch
+(`SharedBatchNorm2d`).
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 
-from ..modeling_audioclip import AudioCLIPModel
-from ..modeling_base import RecomputableBatchNorm2d
-from ..modeling_esresnext import FBSP_EPS, AudioCLIPSpectrogram, fbsp_kernel
+from ..core.modeling_audioclip import AudioCLIPModel
+from ..core.modeling_base import RecomputableBatchNorm2d
+from ..core.modeling_esresnext import FBSP_EPS, AudioCLIPSpectrogram, fbsp_kernel
 from .losses import gather_with_gradient
 
 Encode = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
@@ -30,24 +30,24 @@ def backward_in_chunks(
     num_segments: int,
     chunk_size: int,
 ) -> torch.Tensor:
-    """Gradient caching: back-propagate the loss over a large batch with the memory of a small one.
+    """Gradient caching: backpropagates the loss of a large batch with the memory of a small one.
 
-    All chunks are encoded without a graph, the loss gives a gradient for each embedding, and each chunk is encoded
-    again, with a graph, to carry these gradients into the parameters. Needs an encoder whose embeddings do not depend
-    on the other items of the batch or on chance: no dropout, and BatchNorm in eval mode. Processes exchange gradients
-    once, with the last chunk.
+    All chunks are encoded without a graph, the loss gives the gradient of each embedding, and each chunk is encoded
+    again with a graph, to backpropagate these gradients to the parameters. The embeddings must not depend on chance or
+    on other items of the batch: no dropout, and batch norm in evaluation mode. Processes exchange gradients once, with
+    the last chunk.
 
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
 
     Args:
-        accelerator (`Accelerator`): That prepared the model.
+        accelerator (`Accelerator`): The accelerator that prepared the model.
         model (`torch.nn.Module`): The prepared model.
-        encode (`Callable`): Gives the `(audio_embeds, image_embeds)` of a slice of this process's segments, by one
+        encode (`Callable`): Returns `(audio_embeds, image_embeds)` of a slice of this process's segments, with one
             call of `model`.
-        loss_function (`Callable`): Gives the loss of all `(audio_embeds, image_embeds)` and `logit_scale`.
-        logit_scale (`torch.Tensor` of shape `()`): Factor of the similarities; the gradient goes through it, too.
-        num_segments (`int`): Segments of this process.
-        chunk_size (`int`): Segments to encode at a time.
+        loss_function (`Callable`): Returns the loss of all `(audio_embeds, image_embeds)` and `logit_scale`.
+        logit_scale (`torch.Tensor` of shape `()`): Factor of the similarities, which also gets a gradient.
+        num_segments (`int`): Number of segments of this process.
+        chunk_size (`int`): Number of segments per chunk.
 
     Returns:
         `torch.Tensor`: the loss, detached. Gradients are added to the parameters' `grad`.
@@ -62,7 +62,7 @@ def backward_in_chunks(
         is_last = part is parts[-1]
         with nullcontext() if is_last else accelerator.no_sync(model):
             chunk = encode(part)
-            # Its gradient is that of the loss, by the chain rule.
+            # By the chain rule, the surrogate has the same gradient with respect to the parameters as the loss.
             surrogate = sum((tensor * gradient[part]).sum() for tensor, gradient in zip(chunk, gradients))
             if is_last:
                 surrogate = surrogate + logit_scale * scale_gradient
@@ -71,25 +71,25 @@ def backward_in_chunks(
 
 
 class UnscaledSpectrogram(AudioCLIPSpectrogram):
-    """AudioCLIP's spectrogram for training in parts: its gradients are plain until `scale_gradients` is called."""
+    """AudioCLIP's spectrogram for training in chunks, which scales its gradients only in `scale_gradients`."""
 
     def kernel(self, dtype: torch.dtype) -> torch.Tensor:
-        """As in the parent class, but without the scaling of gradients while training."""
+        """As in the parent class, but without scaling of the gradients in training mode."""
         if not self.training:
             return super().kernel(dtype)
-        parameters = (parameter.to(dtype) for parameter in (self.m, self.fb, self.fc))
-        return fbsp_kernel(*parameters, self.config.n_fft, self.config.normalized)
+        m, fb, fc = (parameter.to(dtype) for parameter in (self.m, self.fb, self.fc))
+        return fbsp_kernel(m, fb, fc, self.config.n_fft, self.config.normalized)
 
     @torch.no_grad()
     def scale_gradients(self) -> None:
-        """Divide each parameter's gradient by its largest absolute value; once per step, when it is complete."""
+        """Divides each parameter's gradient by its largest absolute value; call it once per step, after all chunks."""
         for parameter in (self.m, self.fb, self.fc):
             if parameter.grad is not None:
                 parameter.grad /= parameter.grad.abs().max() + FBSP_EPS
 
 
 def use_unscaled_spectrogram(model: AudioCLIPModel) -> UnscaledSpectrogram:
-    """Put an `UnscaledSpectrogram` with the same parameters in the place of a model's spectrogram."""
+    """Replaces the spectrogram of a model by an `UnscaledSpectrogram` with the same parameters."""
     before = model.audio_model.fbsp
     after = UnscaledSpectrogram(before.config)
     for name in ("window", "m", "fb", "fc"):
@@ -99,19 +99,26 @@ def use_unscaled_spectrogram(model: AudioCLIPModel) -> UnscaledSpectrogram:
 
 
 class SharedBatchNorm2d(RecomputableBatchNorm2d):
-    """Batch normalisation by the statistics over all processes, on CPU as on GPU (`SyncBatchNorm` needs a GPU).
+    """Batch norm with the statistics of all processes, on CPU and GPU (`SyncBatchNorm` needs a GPU).
 
-    Its gradients are right for a loss that every process computes over the whole batch, see `gather_with_gradient`.
+    Its gradients are correct for a loss that each process computes on the whole batch, see `gather_with_gradient`.
     """
 
+    # Always tracked here, with a fixed momentum; in torch's own class each may be `None`.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, h, w)`; processes may bring different numbers of items."""
+        """Normalizes `(B, C, h, w)`; processes may have different numbers of items."""
         if not self.training:
             return super().forward(hidden_states)
         values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         sizes = values.new_full((1, 1), values.numel() // self.num_features)
         totals = gather_with_gradient(torch.cat([values.sum(dim=(0, 2, 3))[None], sizes], dim=1)).sum(dim=0)
         mean, size = totals[:-1] / totals[-1], totals[-1].detach()
+        # Two passes: the difference of mean square and squared mean would lose precision in float32.
         centred = values - mean[:, None, None]
         variance = gather_with_gradient(centred.square().sum(dim=(0, 2, 3))[None]).sum(dim=0) / size  # (C,)
         with torch.no_grad():
@@ -123,7 +130,7 @@ class SharedBatchNorm2d(RecomputableBatchNorm2d):
 
 
 def use_shared_batch_norm(model: torch.nn.Module) -> None:
-    """Put a `SharedBatchNorm2d` with the same parameters and statistics in the place of every `BatchNorm2d`."""
+    """Replaces each `BatchNorm2d` of a model by a `SharedBatchNorm2d` with the same parameters and statistics."""
     for parent in list(model.modules()):
         for name, before in list(parent.named_children()):
             if isinstance(before, torch.nn.BatchNorm2d):

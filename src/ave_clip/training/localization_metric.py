@@ -1,11 +1,11 @@
-"""The measures of `metrics` as an `evaluate.Metric`, for code that collects predictions batch by batch.
+"""The measures of `metrics` as an `evaluate.Metric`, for code that adds predictions batch by batch.
 
     metric = LocalizationMetric(num_labels=29)
     for batch in loader:
         metric.add_batch(predictions=..., references=...)
     metric.compute()["segment_accuracy"]
 
-Nothing is downloaded: the class is used as it is, not by `evaluate.load`.
+Nothing is downloaded: use the class directly, not through `evaluate.load`.
 """
 
 from typing import Any
@@ -17,25 +17,25 @@ from .metrics import localization_metrics
 
 _INPUTS = """
 Args:
-    predictions (`list[list[int]]`): Predicted class ids of every video's segments, background last.
-    references (`list[list[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+    predictions (`list[list[int]]`): Predicted class ids of each video's segments, background last.
+    references (`list[list[int]]`): True class ids, of the same lengths; segments with -100 are ignored.
 """
 
 
 class LocalizationMetric(evaluate.Metric):
-    """Segment, event and video measures of audio-visual event localization over all videos that were added.
+    """Segment, event and video measures of audio-visual event localization over all added videos.
 
-    Predictions and references are lists of class ids, one list per video, of any lengths. `compute` returns what
-    [`localization_metrics`] returns without probabilities, so not the measures of scored events.
+    Predictions and references are lists of class ids, one list per video, of any lengths. `compute` returns the
+    result of [`localization_metrics`] without probabilities, that is, without the measures that rank events by score.
 
     Args:
         num_labels (`int`): Number of classes, background included.
-        background (`int`, *optional*): Class id of background; the last class when not given.
+        background (`int`, *optional*): Class id of background. Default: the last class.
         tiou (`float`): Smallest intersection over union at which two events match.
         num_resamples (`int`): Bootstrap resamples of the videos; 0 leaves the intervals out.
         resampling_seed (`int`): Seed of the bootstrap.
-        options: Arguments of `evaluate.Metric`, such as `process_id` and `num_process` (its own way to collect over
-            processes; with Accelerate gather first and add on one process), `experiment_id` and `cache_dir`.
+        options: Arguments of `evaluate.Metric`, such as `experiment_id`, `cache_dir`, or `process_id` with
+            `num_process` for its own distributed evaluation (with Accelerate, gather first and add on one process).
     """
 
     def __init__(

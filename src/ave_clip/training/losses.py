@@ -1,6 +1,6 @@
-"""Stage 1's loss: InfoNCE between the sound and the picture of the same event segment (eq. 1), both ways.
+"""The loss of stage 1: symmetric InfoNCE between audio and image of the same event segment (eq. 1).
 
-N pairs (over all processes), M unpaired segments that only serve as negatives, D embedding width.
+N pairs (over all processes), M unpaired segments that are only negatives, D embedding width.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ FALSE_NEGATIVE_MASKS: tuple[FalseNegativeMask, ...] = ("none", "video", "class")
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Concatenate every process's tensor; the gradients of all processes' losses add up at its owner."""
+    """Concatenates the tensors of all processes; backward gives each process the sum of all gradients of its part."""
 
     @staticmethod
     def forward(context, tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -29,14 +29,14 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate a tensor over all processes along its first dimension, differentiably.
+    """Concatenates a tensor over all processes along its first dimension, differentiably.
 
-    With the same loss computed in every process on the result, and gradients averaged over processes as DDP does, the
-    parameters get exactly the gradient of one process with the whole batch, however it is divided.
+    If each process computes the same loss on the result, and gradients are averaged over processes as in DDP, the
+    parameters get exactly the gradient of one process with the whole batch, for any division of the batch.
 
     Args:
-        tensor (`torch.Tensor` of shape `(batch_size, ...)`): This process's part; each may bring another number of
-            rows, also none.
+        tensor (`torch.Tensor` of shape `(batch_size, ...)`): The part of this process; the numbers of rows may differ,
+            and may be zero.
 
     Returns:
         `torch.Tensor` of shape `(sum of all batch sizes, ...)`: in the order of the ranks.
@@ -48,11 +48,11 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_segments(tensor: torch.Tensor, num_pairs: int) -> torch.Tensor:
-    """Concatenate over all processes as `gather_with_gradient` does: first every pair, then every unpaired segment.
+    """Concatenates segments over all processes: first all pairs, then all unpaired segments.
 
     Args:
-        tensor (`torch.Tensor` of shape `(num_segments, ...)`): Of this process's segments.
-        num_pairs (`int`): How many of these are pairs; they come first.
+        tensor (`torch.Tensor` of shape `(num_segments, ...)`): Values for this process's segments, pairs first.
+        num_pairs (`int`): Number of pairs.
     """
     return torch.cat([gather_with_gradient(tensor[:num_pairs]), gather_with_gradient(tensor[num_pairs:])])
 
@@ -60,20 +60,20 @@ def gather_segments(tensor: torch.Tensor, num_pairs: int) -> torch.Tensor:
 def false_negatives(
     class_ids: torch.Tensor, video_ids: torch.Tensor, mask: FalseNegativeMask, num_pairs: int | None = None
 ) -> torch.Tensor:
-    """Mark the pairs of segments that must not be told apart, the pairs of a segment with itself excepted.
+    """Marks the combinations of segments that must not be used as negatives, except each segment with itself.
 
     Args:
         class_ids (`torch.Tensor` of shape `(num_segments,)`): Event class of each segment's video.
         video_ids (`torch.Tensor` of shape `(num_segments,)`): Which video each segment comes from.
-        mask (`str`): `"none"` marks nothing, `"video"` segments of one video, `"class"` also those of one class.
-        num_pairs (`int`, *optional*): Rows to return: the first so many segments; all when not given. The segments
-            after them (background) match nothing, so they are negatives of every pair, also of their own video's.
+        mask (`str`): `"none"` marks nothing, `"video"` segments of the same video, `"class"` also of the same class.
+        num_pairs (`int`, *optional*): Number of rows to return. Default: all. The segments after them
+            (background) are negatives of all pairs, including those of their own video.
 
     Returns:
         `torch.BoolTensor` of shape `(num_pairs, num_segments)`.
 
     Raises:
-        ValueError: for another `mask`.
+        ValueError: if `mask` is something else.
     """
     if mask not in FALSE_NEGATIVE_MASKS:
         raise ValueError(f"Got false-negative mask {mask!r}: choose one of {', '.join(FALSE_NEGATIVE_MASKS)}.")
@@ -96,30 +96,30 @@ def audio_image_contrastive_loss(
     mask: FalseNegativeMask = "class",
     num_pairs: int | None = None,
 ) -> torch.Tensor:
-    """InfoNCE both ways: each sound must find its picture and each picture its sound, `L_A + L_I`.
+    """Symmetric InfoNCE, `L_A + L_I`: audio to image and image to audio.
 
     Args:
-        audio_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Sound of each segment, any length.
-        image_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Picture of each segment, any length.
-        logit_scale (`torch.Tensor` or `float`): Factor of the cosine similarities (1 / temperature), already positive.
+        audio_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Audio embeddings, not normalized.
+        image_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Image embeddings, not normalized.
+        logit_scale (`torch.Tensor` or `float`): Factor of the cosine similarities (1 / temperature), positive.
         class_ids (`torch.Tensor` of shape `(num_segments,)`): Event class of each segment's video.
         video_ids (`torch.Tensor` of shape `(num_segments,)`): Which video each segment comes from.
-        mask (`str`): Which off-diagonal pairs are no negatives, see `false_negatives`.
-        num_pairs (`int`, *optional*): The first so many segments are positive pairs; the rest (background segments)
-            are only negatives of the others. All are pairs when not given.
+        mask (`str`): Which combinations are not used as negatives, see `false_negatives`.
+        num_pairs (`int`, *optional*): Number of positive pairs, which come first; the other segments (background)
+            are only negatives. Default: all segments are pairs.
 
     Returns:
-        `torch.Tensor`: scalar, the mean over the pairs of both cross entropies, summed.
+        `torch.Tensor`: scalar, the sum of both cross entropies, each averaged over the pairs.
 
     Raises:
-        ValueError: where the first dimensions differ or no segment is a pair.
+        ValueError: if the first dimensions differ, or there is no pair.
     """
     sizes = [len(tensor) for tensor in (audio_embeds, image_embeds, class_ids, video_ids)]
     num_pairs = sizes[0] if num_pairs is None else num_pairs
     if len(set(sizes)) > 1 or not 0 < num_pairs <= sizes[0]:
         raise ValueError(
-            f"Got {sizes[0]} sounds, {sizes[1]} pictures, {sizes[2]} class ids and {sizes[3]} video ids with "
-            f"num_pairs={num_pairs}: all must count the same segments, of which at least one is a pair."
+            f"Got {sizes[0]} audio embeddings, {sizes[1]} image embeddings, {sizes[2]} class ids and {sizes[3]} video "
+            f"ids with num_pairs={num_pairs}: wanted equally many of each, and num_pairs from 1 to that number."
         )
     audio_embeds, image_embeds = F.normalize(audio_embeds.float(), dim=-1), F.normalize(image_embeds.float(), dim=-1)
     ignored = false_negatives(class_ids, video_ids, mask, num_pairs)  # (N, N + M)
@@ -134,7 +134,7 @@ def audio_image_contrastive_loss(
 def _gather(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     if max(sizes) == 0:
         return tensor.clone()
-    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # collectives want equal shapes
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # all_gather needs equal shapes
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)

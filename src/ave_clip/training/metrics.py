@@ -1,41 +1,44 @@
-"""How well per-second labels match the truth: the one segment accuracy of this project, and its neighbours.
+"""Measures of predicted segment labels: segment accuracy, background, events and videos.
 
-Every function takes the videos apart (a sequence of label arrays, one per video, of any lengths) and never averages
-over batches, so the numbers do not depend on how videos were grouped. Segments whose true label is -100 count nowhere.
-`background` is the class id that means "no event"; every other id is an event class.
+All functions take one array of labels per video, of any lengths, and never average over batches, so the results do not
+depend on the batch size. Segments whose true label is -100 are ignored. `background` is the class id that means "no
+event"; every other id is an event class.
 
 Definitions:
 
-- *Segment accuracy*: right segments divided by all segments, over all videos together (the peers' measure).
-- *Background recall / precision*: of the true (predicted) background segments, the share predicted (truly) so.
-- *Segment F1*: an event segment is a hit when its label is right; precision over the predicted event segments, recall
-  over the true ones, all videos together.
-- *Event F1*: an event is a run of one label. A predicted and a true event of the same label can match when the length
-  of their intersection divided by that of their union (tIoU) reaches the threshold; matches are one to one and as
-  many as possible; hits, predicted and true events are summed over all videos.
+- *Segment accuracy*: correct segments divided by all segments of all videos (the measure of previous work).
+- *Background recall / precision*: the fraction of the true (predicted) background segments that are predicted (truly)
+  background.
+- *Segment F1*: an event segment is a hit if its label is correct; precision over the predicted event segments, recall
+  over the true ones, of all videos.
+- *Event F1*: an event is a run of one label. A predicted and a true event of the same label can match if their
+  intersection divided by their union (tIoU) reaches the threshold; matches are one to one and as many as possible;
+  hits, predicted and true events are summed over all videos.
 - *Event mAP*: see `average_precision`; needs the probabilities, since events are ranked by score.
-- *Video accuracy*: of the videos that hold an event, the share whose most frequent predicted event label is the most
-  frequent true one. Ties go to the label seen first; a video predicted as nothing but background is wrong.
+- *Video accuracy*: the fraction of the videos with an event whose most frequent predicted event label is the most
+  frequent true one. Ties go to the label that occurs first; a video predicted as background throughout is wrong.
 
-Where others measure otherwise:
+Differences from other methods:
 
-- OV-AVEL and AVVP compute segment and event F1 class by class within one video, background being a class of OV-AVEL's,
-  average over the classes that occur in truth or prediction, then over videos. So a video counts the same whatever it
-  holds, and an all-background video that is predicted so counts 1. Ours sums over all videos and leaves background
-  out. Which events match is the same at tIoU 0.5; below, theirs lets several events match one.
-- DG-SCT averages the accuracies of batches, so that a last batch of two videos counts as much as one of eight.
+- OV-AVEL and AVVP compute segment and event F1 per class within each video (background is a class in OV-AVEL), average
+  over the classes in the truth or the prediction, then over videos. Each video has the same weight, and a background
+  video that is predicted as such counts 1. Ours sums over all videos and leaves background out. The matched events are
+  the same at tIoU 0.5; below that, theirs allows several events to match one.
+- DG-SCT averages the accuracies of batches, so a last batch of two videos has the same weight as one of eight.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..data.annotations import IGNORED_LABEL
-from ..events import group_segments
+from ..core.events import group_segments
+from ..core.losses import IGNORED_LABEL
 from .average_precision import EVENT_MAPS, AveragePrecision, mean_over_classes, reaches, temporal_overlap
 from .bootstrap import bootstrap_draws, percentile_interval
 
-# What is counted in each video; every pooled measure is a ratio of sums of these.
+# Class ids of the segments of one video.
+Labels = Sequence[int] | np.ndarray
+# The counts per video; each pooled measure is a ratio of sums of these.
 COUNT_NAMES = (
     "segments",
     "right",
@@ -50,39 +53,37 @@ COUNT_NAMES = (
 )
 
 
-def segment_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]]) -> float:
-    """Right segments divided by all segments, over all videos together.
+def segment_accuracy(predictions: Iterable[Labels], labels: Iterable[Labels]) -> float:
+    """Returns correct segments divided by all segments of all videos.
 
     Args:
-        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
-        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        predictions (`Iterable[Labels]`): Predicted class ids of each video's segments.
+        labels (`Iterable[Labels]`): True class ids, of the same lengths; segments with -100 are ignored.
 
     Returns:
-        `float`: the share in [0, 1]; `nan` where no segment counts.
+        `float`: the fraction in [0, 1]; `nan` if there is no segment.
 
     Raises:
-        ValueError: where the two do not hold the same number of videos or of segments.
+        ValueError: if the numbers of videos or of segments differ.
     """
     pairs = _check_pairs(predictions, labels)
     right = sum(int(((predicted == true) & (true != IGNORED_LABEL)).sum()) for predicted, true in pairs)
-    return _ratio(right, sum(int((true != IGNORED_LABEL).sum()) for _, true in pairs))
+    return float(_ratio(right, sum(int((true != IGNORED_LABEL).sum()) for _, true in pairs)))
 
 
-def confusion_matrix(
-    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], num_labels: int
-) -> np.ndarray:
-    """Count segments by true class (row) and predicted class (column).
+def confusion_matrix(predictions: Iterable[Labels], labels: Iterable[Labels], num_labels: int) -> np.ndarray:
+    """Counts segments by true class (row) and predicted class (column).
 
     Args:
-        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
-        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        predictions (`Iterable[Labels]`): Predicted class ids of each video's segments.
+        labels (`Iterable[Labels]`): True class ids, of the same lengths; segments with -100 are ignored.
         num_labels (`int`): Number of classes, background included.
 
     Returns:
         `np.ndarray` of shape `(num_labels, num_labels)`, int64.
 
     Raises:
-        ValueError: where an id lies outside `[0, num_labels)`, or the lengths differ.
+        ValueError: if an id is outside `[0, num_labels)`, or the lengths differ.
     """
     matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
     for predicted, true in _check_pairs(predictions, labels, num_labels):
@@ -91,10 +92,10 @@ def confusion_matrix(
     return matrix
 
 
-def event_spans(labels: Sequence[int], background: int) -> list[tuple[int, int, int]]:
-    """List the events of one video as `(label, first, end)` in segments, `end` exclusive.
+def event_spans(labels: Labels, background: int) -> list[tuple[int, int, int]]:
+    """Returns the events of one video as `(label, first, end)` in segments, `end` exclusive.
 
-    An ignored segment (-100) belongs to no event and parts the runs beside it.
+    An ignored segment (-100) belongs to no event and separates the runs before and after it.
 
     >>> event_spans([9, 3, 3, 9, 3, 5], background=9)
     [(3, 1, 3), (3, 4, 5), (5, 5, 6)]
@@ -106,19 +107,31 @@ def event_spans(labels: Sequence[int], background: int) -> list[tuple[int, int, 
 def count_event_matches(
     predicted: Sequence[tuple[int, float, float]], true: Sequence[tuple[int, float, float]], tiou: float = 0.5
 ) -> int:
-    """Count the most pairs of a predicted and a true event that can be matched one to one.
+    """Returns the largest number of predicted and true events that can be matched one to one.
 
     Args:
         predicted (`Sequence[tuple[int, float, float]]`): Events as `(label, start, end)`.
         true (`Sequence[tuple[int, float, float]]`): Events as `(label, start, end)`, in the same unit.
-        tiou (`float`): Smallest intersection over union, in (0, 1], of a pair of the same label that may match.
+        tiou (`float`): Smallest intersection over union, in (0, 1], at which two events of the same label match.
 
     Returns:
         `int`: the size of the maximum matching.
     """
-    partners = [[j for j, other in enumerate(true) if _can_match(event, other, tiou)] for event in predicted]
+    return count_matches(
+        [[j for j, other in enumerate(true) if _can_match(event, other, tiou)] for event in predicted]
+    )
+
+
+def count_matches(partners: Sequence[Sequence[int]]) -> int:
+    """Returns the size of a maximum one-to-one matching.
+
+    Args:
+        partners (`Sequence[Sequence[int]]`): For each predicted event the indices of the true ones that it can match.
+    """
     matched: dict[int, int] = {}  # true event -> predicted event
 
+    # Maximum bipartite matching by augmenting paths: an event takes a partner that is free, or whose own event can
+    # take another one. A greedy choice would find too few where one event overlaps two others.
     def find_partner(event: int, seen: set[int]) -> bool:
         for candidate in partners[event]:
             if candidate not in seen:
@@ -128,17 +141,17 @@ def count_event_matches(
                     return True
         return False
 
-    return sum(find_partner(event, set()) for event in range(len(predicted)))
+    return sum(find_partner(event, set()) for event in range(len(partners)))
 
 
 def count_per_video(
-    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], background: int, tiou: float = 0.5
+    predictions: Iterable[Labels], labels: Iterable[Labels], background: int, tiou: float = 0.5
 ) -> np.ndarray:
-    """Count in each video what the pooled measures are made of.
+    """Returns the counts of each video from which the pooled measures are computed.
 
     Args:
-        predictions (`Iterable[Sequence[int]]`): Predicted class ids of every video's segments.
-        labels (`Iterable[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        predictions (`Iterable[Labels]`): Predicted class ids of each video's segments.
+        labels (`Iterable[Labels]`): True class ids, of the same lengths; segments with -100 are ignored.
         background (`int`): Class id of background.
         tiou (`float`): Smallest intersection over union at which two events match.
 
@@ -146,20 +159,20 @@ def count_per_video(
         `np.ndarray` of shape `(num_videos, len(COUNT_NAMES))`, int64, columns in the order of `COUNT_NAMES`.
 
     Raises:
-        ValueError: where the lengths differ.
+        ValueError: if the lengths differ.
     """
     rows = [_count_video(*pair, background, tiou) for pair in _check_pairs(predictions, labels)]
     return np.asarray(rows, dtype=np.int64).reshape(-1, len(COUNT_NAMES))
 
 
 def pooled_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Turn summed counts into the measures of segments, background, events and videos.
+    """Computes the measures of segments, background, events and videos from summed counts.
 
     Args:
         counts (`np.ndarray` of shape `(..., len(COUNT_NAMES))`): Sums over videos.
 
     Returns:
-        `dict[str, np.ndarray]`: each of the leading shape; `nan` where a measure is undefined (0 / 0).
+        `dict[str, np.ndarray]`: arrays of the leading shape by name; `nan` if a measure is undefined (0 / 0).
     """
     count = {name: counts[..., index] for index, name in enumerate(COUNT_NAMES)}
     right_events = count["right"] - count["right_background"]
@@ -182,12 +195,12 @@ def pooled_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
 def bootstrap_intervals(
     counts: np.ndarray, num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over videos: how far each pooled measure may move with another draw of videos.
+    """Percentile bootstrap over videos: confidence intervals of the pooled measures for another sample of videos.
 
     Args:
-        counts (`np.ndarray` of shape `(num_videos, len(COUNT_NAMES))`): From `count_per_video`.
+        counts (`np.ndarray` of shape `(num_videos, len(COUNT_NAMES))`): Result of `count_per_video`.
         num_resamples (`int`): Number of resamples of all videos, with replacement.
-        confidence (`float`): Share of the resamples that the interval holds.
+        confidence (`float`): Fraction of the resamples in the interval.
         seed (`int`): Seed of the resampling.
 
     Returns:
@@ -197,27 +210,30 @@ def bootstrap_intervals(
     return {name: percentile_interval(values, confidence) for name, values in measures.items()}
 
 
-def video_accuracy(predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], background: int) -> float:
-    """Share of the videos with an event whose main predicted event label is the true one; `nan` without any."""
+def video_accuracy(predictions: Iterable[Labels], labels: Iterable[Labels], background: int) -> float:
+    """Fraction of the videos with an event whose most frequent event label is correct; `nan` without such videos."""
     counts = count_per_video(predictions, labels, background)
     return float(pooled_measures(counts.sum(axis=0))["video_accuracy"])
 
 
-def reference_points(labels: Iterable[Sequence[int]], background: int) -> dict[str, float]:
-    """Segment accuracy of two predictors that localise nothing, to read a result against.
+def reference_points(labels: Iterable[Labels], background: int) -> dict[str, float]:
+    """Segment accuracy of two baselines that localize nothing.
 
     Returns:
-        `dict[str, float]`: `all_background` (always predicts background) and `never_background` (knows each video's
-        class and predicts it in every segment).
+        `dict[str, float]`: `all_background` (predicts background only) and `never_background` (knows the class of each
+        video and predicts it in all segments).
     """
     counts = [((true != IGNORED_LABEL).sum(), (true == background).sum()) for true in map(np.asarray, labels)]
     segments, empty = np.asarray(counts, dtype=np.int64).reshape(-1, 2).sum(axis=0)
-    return {"all_background": _ratio(empty, segments), "never_background": _ratio(segments - empty, segments)}
+    return {
+        "all_background": float(_ratio(empty, segments)),
+        "never_background": float(_ratio(segments - empty, segments)),
+    }
 
 
 def localization_metrics(
-    predictions: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
+    predictions: Sequence[Labels],
+    labels: Sequence[Labels],
     num_labels: int,
     background: int | None = None,
     tiou: float = 0.5,
@@ -225,41 +241,44 @@ def localization_metrics(
     seed: int = 0,
     probabilities: Sequence[np.ndarray] | None = None,
 ) -> dict[str, object]:
-    """Compute every measure of this module on one set of videos.
+    """Computes all measures of this module on one set of videos.
 
     Args:
-        predictions (`Sequence[Sequence[int]]`): Predicted class ids of every video's segments.
-        labels (`Sequence[Sequence[int]]`): True class ids, of the same lengths; -100 leaves a segment out.
+        predictions (`Sequence[Labels]`): Predicted class ids of each video's segments.
+        labels (`Sequence[Labels]`): True class ids, of the same lengths; segments with -100 are ignored.
         num_labels (`int`): Number of classes, background included.
-        background (`int`, *optional*): Class id of background; the last class when not given.
+        background (`int`, *optional*): Class id of background. Default: the last class.
         tiou (`float`): Smallest intersection over union at which two events match.
         num_resamples (`int`): Bootstrap resamples of the videos; 0 leaves the intervals out.
         seed (`int`): Seed of the bootstrap.
-        probabilities (`Sequence[np.ndarray]`, *optional*): Of each video `(num_segments, num_labels)`; with them the
-            measures of scored events are there, an event's score being the mean probability of its label.
+        probabilities (`Sequence[np.ndarray]`, *optional*): Array of shape `(num_segments, num_labels)` per video.
+            Needed for event mAP: the score of an event is the mean probability of its label.
 
     Returns:
         `dict[str, object]`: the pooled measures as `float`, `num_videos`, `num_segments`,
-        `class_accuracy` (share of each true class's segments that are right, a list by class id),
+        `class_accuracy` (fraction of each true class's segments that are correct, a list by class id),
         `confusion_matrix` (nested lists, rows are true classes), `reference_points` and, with resamples,
         `intervals` (95 %, by measure). With probabilities also `event_map` (mean over tIoU 0.5 to 0.9),
         `event_map_wide` (0.1 to 0.9), `event_map_by_tiou` and `class_average_precision` (over tIoU 0.5 to 0.9, a list
         by class id).
 
     Raises:
-        ValueError: where ids lie outside the classes, the lengths differ, or there is no video.
+        ValueError: if ids are outside the classes, the lengths differ, or there is no video.
     """
     background = num_labels - 1 if background is None else background
     predictions, labels = list(predictions), list(labels)
     matrix = confusion_matrix(predictions, labels, num_labels)
     counts = count_per_video(predictions, labels, background, tiou)
     if not len(counts):
-        raise ValueError("Got no videos to measure: pass the predictions and labels of at least one.")
-    metrics = {name: float(value) for name, value in pooled_measures(counts.sum(axis=0)).items()}
-    metrics["num_videos"], metrics["num_segments"] = len(counts), int(matrix.sum())
-    metrics["class_accuracy"] = _ratio(matrix.diagonal(), matrix.sum(axis=1)).tolist()
-    metrics["confusion_matrix"] = matrix.tolist()
-    metrics["reference_points"] = reference_points(labels, background)
+        raise ValueError("There are no videos to measure: pass the predictions and labels of at least one.")
+    metrics: dict[str, object] = {
+        **{name: float(value) for name, value in pooled_measures(counts.sum(axis=0)).items()},
+        "num_videos": len(counts),
+        "num_segments": int(matrix.sum()),
+        "class_accuracy": _ratio(matrix.diagonal(), matrix.sum(axis=1)).tolist(),
+        "confusion_matrix": matrix.tolist(),
+        "reference_points": reference_points(labels, background),
+    }
     intervals = bootstrap_intervals(counts, num_resamples, seed=seed) if num_resamples else {}
     if probabilities is not None:
         events = scored_events(predictions, labels, probabilities, background)
@@ -275,36 +294,36 @@ def localization_metrics(
 
 
 def scored_events(
-    predictions: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
+    predictions: Sequence[Labels],
+    labels: Sequence[Labels],
     probabilities: Sequence[np.ndarray],
     background: int,
 ) -> list[list[tuple[int, int, int, float]]]:
-    """List each video's predicted events with their scores: the mean probability of the label over its segments.
+    """Returns the predicted events of each video with their score, the mean probability of the label.
 
     Args:
-        predictions (`Sequence[Sequence[int]]`): Predicted class ids of every video's segments.
-        labels (`Sequence[Sequence[int]]`): True class ids; a segment of -100 belongs to no event.
-        probabilities (`Sequence[np.ndarray]`): Of each video `(num_segments, num_labels)`.
+        predictions (`Sequence[Labels]`): Predicted class ids of each video's segments.
+        labels (`Sequence[Labels]`): True class ids; a segment of -100 belongs to no event.
+        probabilities (`Sequence[np.ndarray]`): Array of shape `(num_segments, num_labels)` per video.
         background (`int`): Class id of background.
 
     Returns:
-        `list[list[tuple[int, int, int, float]]]`: of each video `(label, first, end, score)`, in segments.
+        `list[list[tuple[int, int, int, float]]]`: `(label, first, end, score)` in segments per event, by video.
 
     Raises:
-        ValueError: where the numbers of videos or of segments differ.
+        ValueError: if the numbers of videos or of segments differ.
     """
     pairs = _check_pairs(predictions, labels)
     if len(probabilities) != len(pairs):
         raise ValueError(
-            f"Got probabilities of {len(probabilities)} videos but labels of {len(pairs)}: pass one each."
+            f"Got probabilities of {len(probabilities)} videos but labels of {len(pairs)}: pass one of each per video."
         )
     scored = []
     for index, ((predicted, true), video) in enumerate(zip(pairs, map(np.asarray, probabilities))):
         if video.ndim != 2 or len(video) != len(true):
             raise ValueError(
                 f"Video {index} has probabilities of shape {video.shape}, wanted ({len(true)}, num_labels): one row "
-                "for each of its segments."
+                "per segment."
             )
         events = event_spans(np.where(true != IGNORED_LABEL, predicted, IGNORED_LABEL), background)
         scored.append([(label, first, end, float(video[first:end, label].mean())) for label, first, end in events])
@@ -312,19 +331,19 @@ def scored_events(
 
 
 def summarize_runs(runs: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """Mean and sample deviation of every scalar measure over runs, for example of several seeds.
+    """Mean and sample standard deviation of each scalar measure over runs, for example with several seeds.
 
     Args:
         runs (`Sequence[Mapping[str, object]]`): Results of `localization_metrics`, any number.
 
     Returns:
-        `dict[str, dict[str, float]]`: `mean` and `deviation` by measure; the deviation of a single run is `nan`.
+        `dict[str, dict[str, float]]`: `mean` and `deviation` by measure; with a single run the deviation is `nan`.
 
     Raises:
-        ValueError: where there is no run, or the runs were measured on different numbers of videos or segments.
+        ValueError: if there is no run, or the runs were measured on different numbers of videos or segments.
     """
     if not runs:
-        raise ValueError("Got no runs to summarise: pass the measures of at least one.")
+        raise ValueError("There are no runs to summarize: pass the measures of at least one.")
     for name in ("num_videos", "num_segments"):
         found = sorted({run.get(name) for run in runs}, key=str)
         if len(found) > 1:
@@ -340,18 +359,18 @@ def summarize_runs(runs: Sequence[Mapping[str, object]]) -> dict[str, dict[str, 
 def retrieval_metrics(
     audio_embeds: np.ndarray, image_embeds: np.ndarray, class_ids: np.ndarray, ranks: Sequence[int] = (1, 5)
 ) -> dict[str, float]:
-    """How often a sound finds its picture among all, and a picture its sound, by cosine similarity.
+    """Retrieval of images by audio and of audio by images, by cosine similarity.
 
     Args:
-        audio_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Sounds, one per video.
-        image_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Pictures of the same segments.
+        audio_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Audio embeddings, one per video.
+        image_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Image embeddings of the same segments.
         class_ids (`np.ndarray` of shape `(num_segments,)`): Event class of each segment.
         ranks (`Sequence[int]`): The k of each R@k.
 
     Returns:
-        `dict[str, float]`: `audio_to_image_r1`, ... and `image_to_audio_r1`, ... (the partner is among the k most
-        similar, ties counting against it), and `audio_to_image_class_r1`, `image_to_audio_class_r1` (the most similar
-        one is of the right class).
+        `dict[str, float]`: `audio_to_image_r1`, ... and `image_to_audio_r1`, ... (fraction of queries whose
+        partner is among the k most similar, with ties counted against it), and `audio_to_image_class_r1`,
+        `image_to_audio_class_r1` (fraction of queries whose most similar item has the correct class).
     """
     audio, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (audio_embeds, image_embeds))
     similarity = audio @ image.T
@@ -365,20 +384,24 @@ def retrieval_metrics(
 
 
 def _check_pairs(
-    predictions: Iterable[Sequence[int]], labels: Iterable[Sequence[int]], num_labels: int | None = None
+    predictions: Iterable[Labels], labels: Iterable[Labels], num_labels: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    predictions, labels = [np.asarray(video) for video in predictions], [np.asarray(video) for video in labels]
-    if len(predictions) != len(labels):
-        raise ValueError(f"Got predictions of {len(predictions)} videos but labels of {len(labels)}: pass one each.")
-    for index, (predicted, true) in enumerate(zip(predictions, labels)):
+    all_predicted, all_true = [np.asarray(video) for video in predictions], [np.asarray(video) for video in labels]
+    if len(all_predicted) != len(all_true):
+        raise ValueError(
+            f"Got predictions of {len(all_predicted)} videos but labels of {len(all_true)}: pass one of each per "
+            "video."
+        )
+    pairs = list(zip(all_predicted, all_true))
+    for index, (predicted, true) in enumerate(pairs):
         if predicted.shape != true.shape or true.ndim != 1:
             raise ValueError(
                 f"Video {index} has predictions of shape {predicted.shape} and labels of shape {true.shape}: "
-                "both must be (num_segments,). Cut the padding off, or mark it with -100 in the labels."
+                "both must be (num_segments,). Remove the padding, or mark it with -100 in the labels."
             )
         if num_labels is not None:
             _check_range(index, predicted, true, num_labels)
-    return list(zip(predictions, labels))
+    return pairs
 
 
 def _check_range(index: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
@@ -387,7 +410,7 @@ def _check_range(index: int, predicted: np.ndarray, true: np.ndarray, num_labels
     if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
         raise ValueError(
             f"Video {index} has class ids from {ids.min()} to {ids.max()}, but with num_labels={num_labels} they must "
-            f"lie in [0, {num_labels - 1}]. Check that labels and model count the same classes."
+            f"be in [0, {num_labels - 1}]. Check that labels and model have the same classes."
         )
 
 
@@ -416,14 +439,14 @@ def _count_video(predicted: np.ndarray, true: np.ndarray, background: int, tiou:
 
 
 def _main_label(labels: np.ndarray, background: int) -> int | None:
+    # The most frequent label, on ties the one that occurs first; `None` without events.
     classes, first, counts = np.unique(labels[labels != background], return_index=True, return_counts=True)
     return int(classes[np.lexsort((first, -counts))[0]]) if len(classes) else None
 
 
-def _ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray | float:
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    ratio = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio if ratio.ndim else float(ratio)
+def _ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray:
+    parts, wholes = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(parts, wholes, out=np.full(wholes.shape, np.nan), where=wholes > 0)
 
 
 def _measure_scored_events(scored: AveragePrecision, num_labels: int) -> dict[str, object]:

@@ -1,45 +1,50 @@
-"""Stage 1's examples: one picture and one second of sound of the same event segment, from a `ClipCache`.
+"""The examples of stage 1: one frame and one second of audio of the same event segment, from a `ClipCache`.
 
-What is random about a segment depends on seed, epoch and segment only: not on the process that reads it, and not on
-what was read before.
+Random choices for a segment depend only on the seed, the epoch and the segment: not on the process that reads it, and
+not on earlier reads.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from ..data.annotations import IGNORED_LABEL
+from ..core.losses import IGNORED_LABEL
 from .clips import ClipCache
 from .sampling import item_rng
 
-NUM_PICTURE_DRAWS = 7  # shift down and right, contrast, brightness, three colours
-NUM_DRAWS = NUM_PICTURE_DRAWS + 1  # and loudness
+if TYPE_CHECKING:
+    import datasets
+
+NO_CLASS = -1  # class id of a segment with several events
+NUM_FRAME_DRAWS = 7  # shift down and right, contrast, brightness, three colours
+NUM_DRAWS = NUM_FRAME_DRAWS + 1  # and loudness
 
 
 class SegmentPairs(Dataset):
-    """Pairs of a frame and a sound, one for every segment that holds an event (and at least one frame).
+    """Pairs of a frame and audio, one for each segment with an event and at least one frame.
 
     Args:
         cache (`ClipCache`): The decoded clips.
-        examples (`Sequence[Mapping[str, Any]]`): Their rows, in the same order.
-        background (`int`): Class id of background.
-        seed (`int`): Seed of everything random.
-        is_random (`bool`): Draw the frame of the segment, and shift the sound; otherwise the middle frame, unshifted.
-        max_shift (`float`): With `is_random`, how far the sound may be shifted, in segments, within its event.
-        one_per_video (`bool`): Only the middle event segment of each video, for retrieval over different videos.
-        background_negatives (`bool`): Each pair brings a random background segment of its video, if there is one.
+        examples (`datasets.Dataset`): The rows of the clips, in the same order.
+        background (`int`): Class id of background. Of segments with several labels, those with one event are used:
+            only there, frame and audio show what the class says.
+        seed (`int`): Seed of all random choices.
+        is_random (`bool`): Choose the frame at random and shift the audio. Otherwise the middle frame, without shift.
+        max_shift (`float`): With `is_random`, the largest shift of the audio within its event, in segments.
+        one_per_video (`bool`): Only the middle event segment of each video, for retrieval among different videos.
+        background_negatives (`bool`): Add a random background segment of the same video to each pair, if there is one.
 
     Raises:
-        ValueError: where no segment holds an event.
+        ValueError: if no segment has an event.
     """
 
     def __init__(
         self,
         cache: ClipCache,
-        examples: Sequence[Mapping[str, Any]],
+        examples: "datasets.Dataset",
         background: int,
         *,
         seed: int = 0,
@@ -49,42 +54,51 @@ class SegmentPairs(Dataset):
         background_negatives: bool = False,
     ):
         self.cache, self.seed, self.is_random, self.max_shift = cache, seed, is_random, max_shift
-        has_frame = cache.frame_mask.any(axis=2)  # (N, T)
-        is_event = (cache.labels != background) & (cache.labels != IGNORED_LABEL) & has_frame
-        # Rows that show the same video (with another label) count as one video.
+        has_frame = cache.frame_mask.any(axis=1)  # (N,)
+        self.classes = _segment_classes(cache.labels, background)
+        is_event = (self.classes >= 0) & (self.classes != background) & has_frame
+        # AVE lists some videos twice, with different labels: such rows count as one video.
         columns = zip(examples["row"], examples["duplicate_of"])
         self.video_ids = [row if first is None else first for row, first in columns]
-        self.places = self._middle_places(is_event) if one_per_video else [tuple(p) for p in np.argwhere(is_event)]
+        segments = [np.flatnonzero(self._of(is_event, clip)) for clip in range(len(cache))]
+        if one_per_video:
+            self.places = self._middle_places(segments)
+        else:
+            self.places = [(clip, int(segment)) for clip, found in enumerate(segments) for segment in found]
         if not self.places:
             raise ValueError(
                 f"None of the {len(cache)} clips has a segment with an event: their labels are background or missing. "
-                "Pass a split with a label for every segment."
+                "Pass a split with segment labels."
             )
-        is_negative = (cache.labels == background) & has_frame & background_negatives
-        self.backgrounds = [np.flatnonzero(segments) for segments in is_negative]
+        is_negative = (self.classes == background) & has_frame & background_negatives
+        self.backgrounds = [np.flatnonzero(self._of(is_negative, clip)) for clip in range(len(cache))]
         self.set_epoch(0)
 
-    def _middle_places(self, is_event: np.ndarray) -> list[tuple[int, int]]:
+    def _of(self, values: np.ndarray, clip: int) -> np.ndarray:
+        """Returns the values of the segments of one clip."""
+        return values[self.cache.starts[clip] : self.cache.starts[clip + 1]]
+
+    def _middle_places(self, segments: Sequence[np.ndarray]) -> list[tuple[int, int]]:
         places = {}
-        for clip, segments in enumerate(map(np.flatnonzero, is_event)):
-            if len(segments):
-                places.setdefault(self.video_ids[clip], (clip, segments[len(segments) // 2]))
+        for clip, found in enumerate(segments):
+            if len(found):
+                places.setdefault(self.video_ids[clip], (clip, int(found[len(found) // 2])))
         return list(places.values())
 
     def __len__(self) -> int:
         return len(self.places)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, which decides what is drawn; before a loader is iterated."""
+        """Sets the epoch, which determines the random choices; call it before iterating a loader."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read one pair.
+        """Reads one pair.
 
         Returns:
             `dict[str, Any]`: `frames` `(3, H, W)` uint8, `input_values` `(S,)`, `draws` `(8,)` in [0, 1) for
             `augment_frames` and `augment_sounds`, the scalars `class_ids`, `video_ids` and `rows`; and `negative`, the
-            same of a background segment, where there is one.
+            same for a background segment, if there is one.
         """
         clip, segment = self.places[index]
         rng = item_rng(self.seed, self.epoch, index)
@@ -94,22 +108,23 @@ class SegmentPairs(Dataset):
         return item
 
     def _read(self, clip: int, segment: int, rng: np.random.Generator) -> dict[str, Any]:
-        frames = np.flatnonzero(self.cache.frame_mask[clip, segment])
+        place = self.cache.starts[clip] + segment
+        frames = np.flatnonzero(self.cache.frame_mask[place])
         frame = frames[rng.integers(len(frames)) if self.is_random else len(frames) // 2]
         return {
-            "frames": torch.from_numpy(self.cache.frames[clip, segment, frame].copy()),
+            "frames": torch.from_numpy(self.cache.frames[place, frame].copy()),
             "input_values": torch.from_numpy(self._sound(clip, segment, rng)),
             "draws": torch.from_numpy(rng.random(NUM_DRAWS, dtype=np.float32)),
-            "class_ids": int(self.cache.labels[clip, segment]),
+            "class_ids": int(self.classes[place]),
             "video_ids": self.video_ids[clip],
             "rows": self.cache.rows[clip],
         }
 
     def _sound(self, clip: int, segment: int, rng: np.random.Generator) -> np.ndarray:
-        sounds = self.cache.sounds[clip]  # (T, S)
+        sounds = self.cache.clip("sounds", clip)  # (T, S)
         if not (self.is_random and self.max_shift):
             return sounds[segment].copy()
-        labels, size = self.cache.labels[clip], sounds.shape[1]
+        labels, size = self._of(self.classes, clip), sounds.shape[1]
         has_next = segment + 1 < len(labels) and labels[segment + 1] == labels[segment]
         has_previous = segment > 0 and labels[segment - 1] == labels[segment]
         lowest, highest = -int(has_previous * self.max_shift * size), int(has_next * self.max_shift * size)
@@ -117,14 +132,28 @@ class SegmentPairs(Dataset):
         return sounds.reshape(-1)[start : start + size].copy()
 
 
-def collate_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Batch pairs, and behind them the background segments that they brought.
+def _segment_classes(labels: np.ndarray, background: int) -> np.ndarray:
+    """Returns the class id of each segment; negative for several events, and where a label is unknown.
 
     Args:
-        items (`Sequence[Mapping[str, Any]]`): From `SegmentPairs`.
+        labels (`np.ndarray` of shape `(N,)` or `(N, C)`): Class ids, or 0 and 1 for each class; -100 is unknown.
+        background (`int`): Class id of background.
+    """
+    if labels.ndim == 1:
+        return np.asarray(labels)
+    number = (labels == 1).sum(axis=1)
+    classes = np.where(number == 1, labels.argmax(axis=1), np.where(number == 0, background, NO_CLASS))
+    return np.where((labels == IGNORED_LABEL).any(axis=1), IGNORED_LABEL, classes)
+
+
+def collate_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Batches pairs, followed by their background segments.
+
+    Args:
+        items (`Sequence[Mapping[str, Any]]`): Items of `SegmentPairs`.
 
     Returns:
-        `dict[str, Any]`: the items' values stacked, and the `int` `num_pairs`: that many come first.
+        `dict[str, Any]`: the stacked values, and the `int` `num_pairs`, the number of pairs, which come first.
     """
     pairs = [{name: value for name, value in item.items() if name != "negative"} for item in items]
     negatives = [item["negative"] for item in items if "negative" in item]
@@ -132,19 +161,19 @@ def collate_pairs(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def augment_frames(frames: torch.Tensor, draws: torch.Tensor, max_shift_pixels: int, max_gain: float) -> torch.Tensor:
-    """Shift each picture (edges repeat) and change its brightness, contrast and colour balance.
+    """Shifts each frame (edges repeat) and changes its brightness, contrast and colour balance.
 
     Args:
-        frames (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pictures in [0, 255], any dtype.
-        draws (`torch.Tensor` of shape `(batch_size, 8)`): What `SegmentPairs` drew for each, in [0, 1).
+        frames (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Frames in [0, 255], any dtype.
+        draws (`torch.Tensor` of shape `(batch_size, 8)`): `draws` of `SegmentPairs`, in [0, 1).
         max_shift_pixels (`int`): Largest shift along either axis.
-        max_gain (`float`): Largest relative change of contrast; colours and brightness change less.
+        max_gain (`float`): Largest relative change of contrast; colours change a quarter, brightness half as much.
 
     Returns:
         `torch.Tensor` of the same shape, float32 in [0, 255].
     """
     _, _, height, width = frames.shape
-    frames, draws = frames.float(), draws[:, :NUM_PICTURE_DRAWS].T
+    frames, draws = frames.float(), draws[:, :NUM_FRAME_DRAWS].T
     if max_shift_pixels:
         frames = torch.nn.functional.pad(frames, [max_shift_pixels] * 4, mode="replicate")
         shifts = (draws[:2] * (2 * max_shift_pixels + 1)).long().clamp(max=2 * max_shift_pixels)[:, :, None]
@@ -160,15 +189,15 @@ def augment_frames(frames: torch.Tensor, draws: torch.Tensor, max_shift_pixels: 
 
 
 def augment_sounds(sounds: torch.Tensor, draws: torch.Tensor, max_gain_db: float) -> torch.Tensor:
-    """Play each sound louder or softer, evenly in decibels.
+    """Changes the loudness of each waveform, uniformly in decibels.
 
     Args:
         sounds (`torch.Tensor` of shape `(batch_size, num_samples)`): Waveforms in any range.
-        draws (`torch.Tensor` of shape `(batch_size, 8)`): What `SegmentPairs` drew for each, in [0, 1).
-        max_gain_db (`float`): Largest change.
+        draws (`torch.Tensor` of shape `(batch_size, 8)`): `draws` of `SegmentPairs`, in [0, 1).
+        max_gain_db (`float`): Largest change in decibels.
 
     Returns:
         `torch.Tensor` of the same shape.
     """
-    gains_db = max_gain_db * (2 * draws[:, NUM_PICTURE_DRAWS:] - 1)  # (B, 1)
+    gains_db = max_gain_db * (2 * draws[:, NUM_FRAME_DRAWS:] - 1)  # (B, 1)
     return sounds * 10 ** (gains_db / 20)

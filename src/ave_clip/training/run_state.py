@@ -1,12 +1,12 @@
-"""States of a training run on disk, so that a run that was killed goes on where it stood.
+"""States of a training run on disk, from which a run that was killed resumes.
 
 ```
-OUTPUT_DIR/state/state-000012/   what Accelerate saves (weights that are trained, optimizer, scheduler, ...)
-                 state-000012/progress.json   epoch, step, history; the run's settings; checksums of the other files
-OUTPUT_DIR/state/finished.json   results of a run that ended; its states are deleted
+OUTPUT_DIR/state/state-000012/   files of Accelerate (trained weights, optimizer, scheduler, ...)
+                 state-000012/progress.json   epoch, step, history; settings of the run; checksums of the other files
+OUTPUT_DIR/state/finished.json   results of a finished run, whose states are deleted
 ```
-A state is written under another name and renamed when it is whole; only then is the one before it deleted. So at any
-moment there is a whole state, or none yet. Checksums tell a state that was damaged later.
+A state is written under another name and renamed when it is complete; only then is the previous one deleted. So there
+is always a complete state after the first one. Checksums detect states that are damaged later.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import CONFIG_NAME, logging
 
-from ..files import atomic_file
+from ..files import atomic_file, remove_leftovers_in
 from .arguments import plain_values
 
 logger = logging.get_logger(__name__)
@@ -34,36 +34,38 @@ PROGRESS_FILE = "progress.json"
 FINISHED_FILE = "finished.json"
 PARTIAL_FOLDER = ".partial"
 MODEL_FILE = "model.safetensors"
-# Arguments that change where and how a run computes, not what comes out.
+# Arguments that change where and how a run computes, but not its results.
 WITHOUT_EFFECT = frozenset(
-    ("config", "output_dir", "resume", "overwrite", "save_steps", "cpu", "num_workers")
+    ("config", "output_dir", "resume", "overwrite", "save_steps", "cpu", "num_workers", "allow_outside")
     + ("report_to", "project", "run_name", "push_to_hub", "private")
 )
 
 
 class RunStateError(ValueError):
-    """A state of a training run is in the way, damaged, of other settings, or cannot be written."""
+    """A state of a training run exists already, is damaged, has other settings, or cannot be written."""
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--resume`, `--overwrite` and `--save_steps`."""
+    """Adds `--resume`, `--overwrite` and `--save_steps`."""
     group = parser.add_argument_group("interrupted runs")
     choice = group.add_mutually_exclusive_group()
-    choice.add_argument("--resume", action="store_true", help="Go on from the state in OUTPUT_DIR, if there is one.")
-    choice.add_argument("--overwrite", action="store_true", help="Start anew, even where OUTPUT_DIR holds a run.")
+    choice.add_argument("--resume", action="store_true", help="Resume from the state in OUTPUT_DIR, if there is one.")
+    choice.add_argument(
+        "--overwrite", action="store_true", help="Start from scratch, even if OUTPUT_DIR contains a run."
+    )
     group.add_argument(
-        "--save_steps", type=int, metavar="N", help="Save the state every N steps, too; always after each epoch."
+        "--save_steps", type=int, metavar="N", help="Save the state every N steps, in addition to each epoch."
     )
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Refuse to write a model over the one that is read.
+    """Checks that the output does not overwrite the input model.
 
     Args:
-        arguments (`argparse.Namespace`): With `model` and `output_dir`.
+        arguments (`argparse.Namespace`): Arguments with `model` and `output_dir`.
 
     Raises:
-        ValueError: where both are one folder.
+        ValueError: if both are the same folder.
     """
     if Path(arguments.model).resolve() == Path(arguments.output_dir).resolve():
         raise ValueError(
@@ -72,26 +74,26 @@ def check_output(arguments: argparse.Namespace) -> None:
 
 
 def run_settings(arguments: argparse.Namespace, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Pick the arguments that decide what a run gives; a state only fits a run where all of them are equal.
+    """Returns the arguments that determine the results; a run can only resume from a state with the same ones.
 
     Args:
         arguments (`argparse.Namespace`): All arguments of a script.
-        without (`Iterable[str]`): Further arguments to leave out, such as paths of what is identified otherwise.
+        without (`Iterable[str]`): Further arguments to leave out, such as paths whose content is compared otherwise.
     """
     left_out = WITHOUT_EFFECT | set(without)
     return {name: value for name, value in vars(arguments).items() if name not in left_out}
 
 
 class RunState:
-    """Saves and loads the state of a run; everything must be prepared before.
+    """Saves and loads the state of a run, after all objects were prepared.
 
-    What is saved: prepared models (only parameters that are trained, and buffers), optimizers and schedulers, objects
-    given to `accelerator.register_for_checkpointing`, and the progress that the script keeps.
+    A state contains prepared models (only trained parameters, and buffers), optimizers and schedulers, objects passed
+    to `accelerator.register_for_checkpointing`, and the progress of the script.
 
     Args:
-        accelerator (`Accelerator`): That prepared models, optimizer and scheduler.
+        accelerator (`Accelerator`): The accelerator that prepared models, optimizer and scheduler.
         folder (`str` or `os.PathLike`): Folder of states, `OUTPUT_DIR/state`.
-        settings (`Mapping[str, Any]`): What decides the outcome (see `run_settings`), in values that JSON can hold.
+        settings (`Mapping[str, Any]`): What determines the results (see `run_settings`), as JSON types.
     """
 
     def __init__(self, accelerator: Accelerator, folder: str | os.PathLike, settings: Mapping[str, Any]):
@@ -102,44 +104,45 @@ class RunState:
         accelerator.register_load_state_pre_hook(self._load_trained_weights)
 
     def begin(self, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-        """Do what `--resume` or `--overwrite` says.
+        """Starts or resumes a run, according to `--resume` and `--overwrite`.
 
         Args:
             resume (`bool`): Load the newest state.
             overwrite (`bool`): Delete all states.
 
         Returns:
-            `dict[str, Any]`, *optional*: the progress of the state that was loaded; `None` for a new run.
+            `dict[str, Any]`, *optional*: the progress of the loaded state; `None` for a new run.
 
         Raises:
-            RunStateError: without either, where there is a run already; and as in `load`.
+            RunStateError: without either, if there is a run already; and as in `load`.
         """
+        self._on_main(self._remove_leftovers)
         if overwrite:
-            self._on_main(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+            self._on_main(lambda: _remove([self.folder]))
             return None
         if resume:
             return self.load()
         if self._places() or (self.folder / FINISHED_FILE).exists():
             raise RunStateError(
-                f"{self.folder} holds a run already. Pass --resume to go on with it (or get its results, where it "
-                "ended), --overwrite to start anew, or another --output_dir."
+                f"{self.folder} contains a run already. Pass --resume to resume it (or to get the results of a "
+                "finished one), --overwrite to start from scratch, or another --output_dir."
             )
         model = self.folder.parent / CONFIG_NAME
         if model.exists():
             raise RunStateError(
-                f"{self.folder.parent} holds a model already ({model.name}), which is not of a run that can go on. "
-                "Pass another --output_dir, or --overwrite to replace it."
+                f"{self.folder.parent} contains a model already ({model.name}), but no run that can be resumed. Pass "
+                "another --output_dir, or --overwrite to replace it."
             )
         return None
 
     def save(self, progress: Mapping[str, Any]) -> None:
-        """Write a new state, then delete those before it; all processes call this.
+        """Writes a new state, then deletes the previous ones; all processes call this.
 
         Args:
-            progress (`Mapping[str, Any]`): What the script needs to go on, in values that JSON can hold.
+            progress (`Mapping[str, Any]`): What the script needs to resume, as JSON types.
 
         Raises:
-            RunStateError: where it cannot be written, as on a full disk; the state before it is kept.
+            RunStateError: if it cannot be written, for example because the disk is full; the previous state is kept.
         """
         partial, places = self.folder / PARTIAL_FOLDER, self._places()
         self._on_main(lambda: _make_empty(partial))
@@ -149,52 +152,55 @@ class RunState:
             if self.accelerator.is_main_process:
                 self._describe(partial, progress)
                 partial.rename(self.folder / f"state-{_number(places[0]) + 1 if places else 0:06d}")
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk its own way
-            shutil.rmtree(partial, ignore_errors=True)
-            kept = f"{places[0]} is kept: free space and go on with --resume" if places else "There is none before it"
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk in its own way
+            kept = f"{places[0]} is kept: free space and pass --resume" if places else "There is no previous state"
             raise RunStateError(f"The state could not be written to {partial} ({error}). {kept}.") from error
-        self._on_main(lambda: [shutil.rmtree(place, ignore_errors=True) for place in places])
+        finally:  # also if a signal stops the run
+            if self.accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+        self._on_main(lambda: _remove(places))
 
     def load(self) -> dict[str, Any] | None:
-        """Load the newest whole state into what the accelerator prepared.
+        """Loads the newest complete state into the objects that the accelerator prepared.
 
         Returns:
-            `dict[str, Any]`, *optional*: its progress; `None` where there is no state.
+            `dict[str, Any]`, *optional*: its progress; `None` if there is no state.
 
         Raises:
-            RunStateError: where the state is of other settings, or no state is whole.
+            RunStateError: if the state has other settings, or no state is complete.
         """
         damaged = []
         for place in self._places():
             try:
                 content = self._read(place)
             except RunStateError as error:
-                logger.warning(f"{error} Trying the state before it.")
+                logger.warning(f"{error} Trying the previous state.")
                 damaged.append(str(error))
                 continue
             self._check_settings(content["settings"], place / PROGRESS_FILE)
             self.accelerator.load_state(str(place))
             return content["progress"]
         if damaged:
-            raise RunStateError(f"{' '.join(damaged)} There is no whole state: start anew with --overwrite.")
+            raise RunStateError(
+                f"{' '.join(damaged)} There is no complete state: start from scratch with --overwrite."
+            )
         return None
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Note the results of a run that ended, and delete its states; all processes call this."""
+        """Records the results of a finished run and deletes its states; all processes call this."""
 
         def write() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / FINISHED_FILE, {"settings": self.settings, "results": plain_values(results)})
-            for place in self._places():
-                shutil.rmtree(place, ignore_errors=True)
+            _remove(self._places())
 
         self._on_main(write)
 
     def finished(self) -> dict[str, Any] | None:
-        """Give the results of a run that ended; `None` where it did not.
+        """Returns the results of a finished run; `None` if it is not finished.
 
         Raises:
-            RunStateError: where it was a run of other settings, or the file is damaged.
+            RunStateError: if the run had other settings, or the file is damaged.
         """
         path = self.folder / FINISHED_FILE
         if not path.exists():
@@ -203,8 +209,14 @@ class RunState:
         self._check_settings(content["settings"], path)
         return content["results"]
 
+    def _remove_leftovers(self) -> None:
+        """Deletes partial files of a killed run: a state, a model or results."""
+        shutil.rmtree(self.folder / PARTIAL_FOLDER, ignore_errors=True)
+        for folder in (self.folder, self.folder.parent):
+            remove_leftovers_in(folder)
+
     def _places(self) -> list[Path]:
-        """Folders of states, newest first."""
+        """Returns the folders of states, newest first."""
         return sorted(self.folder.glob("state-*"), key=_number, reverse=True)
 
     def _on_main(self, function: Callable[[], Any]) -> None:
@@ -231,13 +243,13 @@ class RunState:
         if names:
             differences = ", ".join(f"{name}: {found.get(name)!r}, now {self.settings.get(name)!r}" for name in names)
             raise RunStateError(
-                f"{path} is of a run with other settings ({differences}). Pass the same ones to go on, --overwrite to "
-                "start anew, or another --output_dir."
+                f"{path} belongs to a run with other settings ({differences}). Pass the same ones to resume it, "
+                "--overwrite to start from scratch, or another --output_dir."
             )
 
     def _keep_trained_weights(self, models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
-        """Save under the names of the bare model, without what is frozen: any number of processes can go on."""
-        if weights:  # empty where FSDP or DeepSpeed write the weights
+        """Saves under the names of the model without wrapping, so that any number of processes can resume."""
+        if weights:  # empty if FSDP or DeepSpeed write the weights
             weights[:] = [_trained_weights(self.accelerator.unwrap_model(model)) for model in models]
 
     def _load_trained_weights(self, models: list[torch.nn.Module], folder: str) -> None:
@@ -246,9 +258,11 @@ class RunState:
             weights, model = load_file(path), self.accelerator.unwrap_model(model)
             difference = weights.keys() ^ _trained_weights(model).keys()
             if difference:
-                raise RunStateError(f"{path} is of another model: {sorted(difference)[:5]} are not in both.")
-            model.load_state_dict(weights, strict=False)  # what is frozen stays; all others were compared above
-        models.clear()
+                raise RunStateError(f"{path} belongs to another model: {sorted(difference)[:5]} are not in both.")
+            model.load_state_dict(
+                weights, strict=False
+            )  # frozen weights are not saved; all others were compared above
+        models.clear()  # so that Accelerate does not load them again
 
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -260,13 +274,18 @@ def _number(place: Path) -> int:
     return int(place.name.rpartition("-")[2])
 
 
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove([folder])
     folder.mkdir(parents=True)
 
 
 def _checksum(path: Path, flush: bool = False) -> str:
-    """Size and CRC-32 of a file; with `flush` the file is on the disk afterwards, also if the power fails."""
+    """Returns size and CRC-32 of a file; `flush` writes it to the disk, so that it survives a power failure."""
     checksum = 0
     with open(path, "rb+" if flush else "rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Curves of a run through Accelerate's trackers: a plain JSONL file by default, or trackio, TensorBoard, W&B.
+"""Training curves through Accelerate's trackers: a JSONL file by default, or trackio, TensorBoard, W&B.
 
 accelerator = build_accelerator(args.cpu, args.mixed_precision, **build_trackers(args))
 start_trackers(accelerator, args, step=0)
@@ -25,26 +25,29 @@ TRACKERS = ("none", "jsonl", *PACKAGES)
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--report_to`, `--project` and `--run_name`."""
+    """Adds `--report_to`, `--project` and `--run_name`."""
     group = parser.add_argument_group("tracking")
     group.add_argument(
-        "--report_to", choices=TRACKERS, default="jsonl", help=f"Where curves go; jsonl is OUTPUT_DIR/{METRICS_FILE}."
+        "--report_to",
+        choices=TRACKERS,
+        default="jsonl",
+        help=f"Tracker of the training curves; jsonl writes OUTPUT_DIR/{METRICS_FILE}.",
     )
     group.add_argument("--project", default="ave-clip", help="Project of the tracker.")
-    group.add_argument("--run_name", help="Name of the run in the project; the name of OUTPUT_DIR by default.")
+    group.add_argument("--run_name", help="Name of the run in the project. Default: the name of OUTPUT_DIR.")
 
 
 def build_trackers(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say to `Accelerator` what it should report to.
+    """Returns the arguments of `Accelerator` for the requested tracker.
 
     Args:
-        arguments (`argparse.Namespace`): With `report_to` and `output_dir`.
+        arguments (`argparse.Namespace`): Arguments with `report_to` and `output_dir`.
 
     Returns:
-        `dict[str, Any]`: `log_with` and `project_dir`, arguments of `Accelerator`.
+        `dict[str, Any]`: `log_with` and `project_dir`.
 
     Raises:
-        ImportError: where the tracker's package is not installed.
+        ImportError: if the tracker's package is not installed.
     """
     chosen, folder = arguments.report_to, Path(arguments.output_dir)
     if chosen == "none":
@@ -54,25 +57,25 @@ def build_trackers(arguments: argparse.Namespace) -> dict[str, Any]:
     if importlib.util.find_spec(PACKAGES[chosen]) is None:
         raise ImportError(
             f"--report_to {chosen} needs a package that is not installed: `pip install {PACKAGES[chosen]}`. "
-            f"Or pass --report_to jsonl, which writes {folder / METRICS_FILE} and needs nothing."
+            f"Or pass --report_to jsonl, which writes {folder / METRICS_FILE} and needs no package."
         )
     return {"log_with": [chosen], "project_dir": str(folder)}
 
 
 def start_trackers(accelerator: Accelerator, arguments: argparse.Namespace, step: int = 0) -> None:
-    """Begin a run in the tracker, or go on with it.
+    """Starts a run in the tracker, or resumes it.
 
     Args:
-        accelerator (`Accelerator`): Made with the result of `build_trackers`.
-        arguments (`argparse.Namespace`): All arguments of the script, noted with the run.
-        step (`int`): Step of the state the run goes on from, 0 for a new one. Later entries, which will be made
-            again, are cut from the JSONL file and hidden in TensorBoard.
+        accelerator (`Accelerator`): Built with the result of `build_trackers`.
+        arguments (`argparse.Namespace`): All arguments of the script, recorded with the run.
+        step (`int`): Step of the state that the run resumes from, 0 for a new run. Later entries, which the run will
+            write again, are removed from the JSONL file and hidden in TensorBoard.
     """
     name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    going_on = "allow" if step else "never"
+    resume = "allow" if step else "never"
     options = {
         "tensorboard": {"purge_step": step + 1 if step else None},
-        "trackio": {"name": name, "resume": going_on},
+        "trackio": {"name": name, "resume": resume},
         "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(arguments.output_dir)},
     }
     for tracker in accelerator.log_with:
@@ -85,13 +88,13 @@ def start_trackers(accelerator: Accelerator, arguments: argparse.Namespace, step
 
 
 class JSONLTracker(GeneralTracker):
-    """Writes one JSON object a line, `step` first, at once to the file.
+    """Appends one JSON object per line to a file, `step` first, without delay.
 
     Args:
         path (`str` or `os.PathLike`): The file.
 
     Attributes:
-        last_step (`int`): Step after which existing entries are deleted when the tracker starts.
+        last_step (`int`): When the tracker starts, existing entries after this step are deleted.
     """
 
     name = "jsonl"
@@ -121,5 +124,5 @@ class JSONLTracker(GeneralTracker):
     def _is_kept(self, line: str) -> bool:
         try:
             return json.loads(line)["step"] <= self.last_step
-        except (ValueError, KeyError, TypeError):  # cut off when the run was killed
+        except (ValueError, KeyError, TypeError):  # incomplete: the run was killed while writing it
             return False

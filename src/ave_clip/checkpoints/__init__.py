@@ -1,0 +1,1 @@
+"""Conversion, export, upload and model cards of checkpoints."""

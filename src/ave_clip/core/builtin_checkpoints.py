@@ -1,0 +1,56 @@
+"""Names of the checkpoints that are part of the installed package: `from_pretrained("ave-clip-tiny")`.
+
+Each folder of `assets` with a `config.json` is such a checkpoint. Its name is accepted like a folder or Hub id.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .categories import BACKGROUND_LABEL
+from .text import counted
+
+# Does not exist for a copy of this module that was saved with a checkpoint: such a copy has no names.
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+def builtin_checkpoints() -> dict[str, str]:
+    """Returns the name and folder of each checkpoint in the package."""
+    return {config.parent.name: str(config.parent) for config in sorted(_ASSETS.glob("*/config.json"))}
+
+
+def resolve_checkpoint(name_or_path: Any) -> Any:
+    """Returns the folder of a built-in checkpoint; anything else is returned unchanged.
+
+    A folder of that name in the working directory has priority, as it has over a name on the Hub.
+
+    >>> resolve_checkpoint("someone/on-the-hub")
+    'someone/on-the-hub'
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)) or os.path.isdir(name_or_path):
+        return name_or_path
+    return builtin_checkpoints().get(os.fspath(name_or_path), name_or_path)
+
+
+def limits_of(folder: str | os.PathLike) -> str:
+    """Returns a sentence on the events that a saved localizer knows, for users who did not choose it themselves."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    events = [name for name in config["id2label"].values() if name != BACKGROUND_LABEL]
+    examples = "; ".join(events[:4]) + ("; ..." if len(events) > 4 else "")
+    if "concepts" in config:  # any label of its table of concepts can be asked for
+        return f"{Path(folder).name} looks for {counted(len(events), 'event')} ({examples}) unless others are named."
+    return f"{Path(folder).name} knows {counted(len(events), 'event')} only ({examples}); it cannot find others."
+
+
+class LoadsBuiltinNames:
+    """Mixin: `from_pretrained` also accepts the names of built-in checkpoints."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads from a folder, a Hub id, or a built-in name such as `"ave-clip-tiny"`."""
+        loader: Any = super()  # of the class that this one is mixed into
+        return loader.from_pretrained(resolve_checkpoint(pretrained_model_name_or_path), *args, **kwargs)
+
+
+__all__ = ["LoadsBuiltinNames", "builtin_checkpoints", "limits_of", "resolve_checkpoint"]

@@ -1,0 +1,329 @@
+"""What both pipelines share: their options, the blocks that a video is read in, and the form of the results.
+
+A video is processed as a stream of blocks of a few segments. A thread decodes the next block while the model encodes
+the current one, and of each block only one visual and one audio vector per segment is kept (a few kB per second).
+Memory therefore does not grow with the frames of a long video.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+from .categories import BACKGROUND_LABEL
+from .events import DECODERS, SENSES
+from .label_space import LabelSpace
+from .processing_ave_clip import AVEClipProcessor
+from .streaming import VideoSource, ahead, find_frame_sources, open_source, with_audio_windows
+from .video_clip import Segment
+from .video_processing_ave_clip import is_file
+
+logger = logging.get_logger(__name__)
+
+# Largest block: enough segments and frames for the towers to run at full speed, few enough that the next block is
+# decoded in the meantime.
+_BLOCK_SEGMENTS = 10
+_BLOCK_FRAMES = 64
+# The first block of a video is this many times smaller, so that the model starts early.
+_FIRST_BLOCK_PART = 4
+_AS_BYTES = {"do_rescale": False, "do_normalize": False}
+
+
+class VideoPipeline(ChunkPipeline):
+    """Base of both pipelines: reads videos in blocks, checks options, and returns segments and events."""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    _preprocess_options: tuple[str, ...] = (
+        "num_frames_per_segment",
+        "frame_tolerance",
+        "audio_track",
+        "max_download_bytes",
+        "max_download_seconds",
+    )
+    _forward_options: tuple[str, ...] = ("progress",)
+    _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k", "threshold")
+
+    # Whether a temporal part runs over windows: it takes `overlap` and can return heat maps.
+    has_windows = True
+
+    # transformers declares base classes only, and None for a processor.
+    model: Any
+    processor: Any
+
+    # `model_type` of the checkpoints that a pipeline runs, and the rest of the error message for any other.
+    _model_types: tuple[str, ...] = ()
+    _wanted_model = ""
+
+    def __init__(
+        self,
+        *args: Any,
+        backend: str | None = None,
+        compile: bool = False,
+        on_error: str = "raise",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        # transformers uses the tokenizer of any processor, and refuses batches if it has no padding token. Blocks have
+        # no text and are padded already.
+        self.tokenizer = None
+        self.check_model_type(self.model.config)
+        self.on_error = _check_on_error(on_error)
+        if hasattr(self.model, "use_backend"):  # an exported model
+            if compile:
+                raise ValueError("compile=True needs torch weights, but this model is an ONNX export.")
+            self.model.use_backend(backend or self.model.backend)
+            self.device = self.model.device
+        elif backend not in (None, "torch"):
+            raise ValueError(
+                f"backend={backend!r} runs exported models only, but this model has torch weights. Export it with "
+                "`ave-clip export MODEL OUT --format onnx`, then pass model=OUT."
+            )
+        # A model that is optimized already stays as it is, and one of transformers' own classes cannot be.
+        elif compile or not getattr(self.model, "is_optimized_for_inference", True):
+            try:
+                self.model.optimize_for_inference(compile=compile)
+            except (AttributeError, ValueError, ImportError) as error:  # adapters, or a file that is not there
+                logger.info(f"The model runs without fast inference: {error}")
+
+    @classmethod
+    def check_model_type(cls, config: Any) -> None:
+        """Raise `ValueError` for the configuration of a model that this pipeline cannot run."""
+        if config.model_type not in cls._model_types:
+            raise ValueError(f"The model is of the type {config.model_type!r}, but {cls._wanted_model}")
+
+    def check_options(self) -> None:
+        """Raises `ValueError` if options that the pipeline was created with cannot be used with its model.
+
+        Options that need no model are checked when the pipeline is created.
+        """
+
+    @property
+    def segmenter(self) -> AVEClipProcessor:
+        """The processor that cuts videos into segments and prepares their frames and audio."""
+        return self.processor
+
+    def __call__(self, inputs: Any, on_error: str | None = None, **kwargs: Any) -> Any:
+        is_stream = isinstance(inputs, (tuple, Iterator)) and not is_file(inputs)
+        if is_stream and not isinstance(inputs, GeneratorType):
+            inputs = (item for item in inputs)  # transformers streams generators, and no other iterators
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if _check_on_error(on_error or self.on_error) == "raise":
+            return super().__call__(inputs, **kwargs)
+        self._sanitize_parameters(**kwargs)  # an invalid option is an error of the call, not of each video
+        if isinstance(inputs, list):
+            return [self._call_one(video, kwargs) for video in inputs]
+        if is_stream:
+            return (self._call_one(video, kwargs) for video in inputs)
+        return self._call_one(inputs, kwargs)
+
+    def _call_one(self, video: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """The result of one video; if it cannot be read, an empty result with the reason as `"error"`."""
+        try:
+            return super().__call__(video, **options)
+        except (ValueError, OSError) as error:
+            logger.warning(str(error))
+            return {"segments": [], "events": [], "error": str(error) or type(error).__name__}
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        stages = (self._preprocess_options, self._forward_options, self._postprocess_options)
+        known = {name for names in stages for name in names}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise ValueError(f"Unknown options {unknown} for {self.task}. Known: {sorted(known)}.")
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        _check_options(given)
+        if given.get("progress") is True:
+            given["progress"] = _ProgressBar()
+        preprocess, forward, postprocess = ({name: given[name] for name in names if name in given} for names in stages)
+        return preprocess, forward, postprocess
+
+    def preprocess(
+        self,
+        inputs: Any,
+        num_frames_per_segment: int | None = None,
+        frame_tolerance: float | None = None,
+        **reading: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields blocks of the model's input, all padded to the same size, with the facts that `postprocess` needs.
+
+        A thread decodes the next block while the caller works on the current one.
+        """
+        count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
+        seconds = self.segmenter.video_processor.segment_seconds
+        source = open_source(inputs, self.segmenter, count, seconds, **reading)
+        return ahead(self._blocks(source, count, frame_tolerance))
+
+    def _blocks(
+        self, source: VideoSource, count: int, tolerance: float | None
+    ) -> Generator[dict[str, Any], None, None]:
+        size = max(1, min(_BLOCK_SEGMENTS, _BLOCK_FRAMES // count))
+        windows = self.segmenter.window_samples if self.segmenter.audio_window_seconds else None
+        segments = iter(source) if windows is None else with_audio_windows(source, windows)
+        following, done = list(itertools.islice(segments, 1)), 0
+        if source.missing:  # nothing to encode, but the file is read to its end to learn its length and its faults
+            following, done = [], len(following) + sum(1 for _ in segments)
+        # At least two segments: oneDNN needs another memory layout of the weights for a batch of one.
+        first = min(size, max(2, size // _FIRST_BLOCK_PART))
+        for num_segments in itertools.chain([first], itertools.repeat(size)):
+            block = following + list(itertools.islice(segments, num_segments - 1))
+            following = list(itertools.islice(segments, 1))
+            done += len(block)
+            info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
+            # The declared length may be too short; while segments follow, at least one more is expected.
+            info["total"] = max(done + 1, source.num_segments) if following else done
+            inputs = self._block(block, size, count)
+            if tolerance is not None:
+                inputs["frame_sources"] = find_frame_sources(inputs["pixel_values"], inputs["frame_mask"], tolerance)
+            yield {**inputs, "info": info, "is_last": not following}
+            if not following:
+                return
+
+    def _block(self, block: list[Segment], size: int, count: int) -> dict[str, torch.Tensor]:
+        video_processor = self.segmenter.video_processor
+        # A video without audio or frames has no block to encode; silence gives the shape of the input.
+        waveforms = [segment.waveform for segment in block] or [np.zeros(self.segmenter.window_samples, np.float32)]
+        prepared = self.segmenter.prepare_windows(waveforms)
+        input_values = np.zeros((1, size, *prepared.shape[1:]), dtype=np.float32)
+        segment_mask = torch.zeros(1, size, dtype=torch.bool)
+        if block:
+            input_values[0, : len(block)] = prepared
+            segment_mask[0, : len(block)] = True
+        frames = [segment.frames for segment in block]
+        frames += [np.zeros((0, 1, 1, 3), dtype=np.uint8)] * (size - len(block))
+        # Frames stay uint8 until they are on the model's device: a quarter of the bytes to transfer.
+        visual = video_processor.preprocess_segments(
+            [frames], is_resized=True, num_frames_per_segment=count, **_AS_BYTES
+        )
+        visual["pixel_values"] = visual["pixel_values"].to(torch.uint8)
+        return {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
+
+    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.segmenter.video_processor.normalize_pixels(pixels).to(self.model.dtype)
+
+    def _finish(
+        self, probabilities: np.ndarray, space: LabelSpace, info: dict[str, Any], top_k: int | None, **decoding: Any
+    ) -> dict[str, Any]:
+        seconds = self.segmenter.video_processor.segment_seconds
+        segments, events = space.find_events(probabilities, seconds, info["duration"], **decoding)
+        if top_k:
+            for segment, row in zip(segments, probabilities):
+                best = np.argsort(-row, kind="stable")[:top_k]
+                segment["top_k"] = [{"label": space.names[index], "score": float(row[index])} for index in best]
+        return {"segments": segments, "events": events}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Saves model and processor, so that `pipeline(task, model=directory)` loads them again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+class _ProgressBar:
+    """One tqdm bar per video."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.name: str | None = None
+        self.done = 0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if self.bar is None or name != self.name:
+            self.close()
+            self.bar, self.name, self.done = logging.tqdm(total=total, desc=name, unit="s"), name, 0
+        self.bar.update(done - self.done)  # not `bar.n`: it is not a number when bars are disabled
+        self.done = done
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if options.get("decoder") not in (None, *DECODERS):
+        raise ValueError(f"`decoder` must be one of {list(DECODERS)}, got {options['decoder']!r}.")
+    for name in ("num_frames_per_segment", "num_segments", "min_event_segments", "top_k"):
+        value = options.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}.")
+    for name in ("overlap", "agreement_threshold", "frame_tolerance"):
+        value = options.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a number, got {value!r}.")
+    if options.get("frame_tolerance", 0.0) < 0:
+        raise ValueError(
+            "`frame_tolerance` must be a mean difference of grey levels, 0 or more (None encodes each frame); got "
+            f"{options['frame_tolerance']}."
+        )
+    if not 0 <= options.get("overlap", 0.0) < 1:
+        raise ValueError(
+            f"`overlap` must be the fraction of a window that the next one repeats, in [0, 1); got "
+            f"{options['overlap']}."
+        )
+    progress = options.get("progress", False)
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ValueError(
+            f"`progress` must be True or a function of (name, segments_done, num_segments), got {progress!r}."
+        )
+
+
+def _check_on_error(on_error: str) -> str:
+    if on_error not in ("raise", "return"):
+        raise ValueError(f'`on_error` must be "raise" or "return", got {on_error!r}.')
+    return on_error
+
+
+def parse_labels(labels: Sequence[str] | str) -> list[str]:
+    """Returns candidate labels as a list; one string contains several, separated by commas.
+
+    Raises:
+        ValueError: If there is no label, or a label is empty, repeated, or called "background".
+    """
+    parsed = labels.split(",") if isinstance(labels, str) else labels
+    if (
+        not isinstance(parsed, (list, tuple))
+        or not parsed
+        or not all(isinstance(label, str) and label.strip() for label in parsed)
+    ):
+        raise ValueError(f"`candidate_labels` must be one or more texts, got {labels!r}.")
+    parsed = [label.strip() for label in parsed]
+    if len(set(parsed)) < len(parsed):
+        raise ValueError(f"`candidate_labels` contains a label twice: {parsed}.")
+    if BACKGROUND_LABEL in parsed:
+        raise ValueError(f"{BACKGROUND_LABEL!r} is added automatically; leave it out of `candidate_labels` {parsed}.")
+    return parsed
+
+
+def report_progress(
+    progress: Callable[[str, int, int], None] | bool, infos: dict[str, Any] | list[dict[str, Any]]
+) -> None:
+    """Calls `progress` for the block, or for each block of a batch, that `infos` describes."""
+    if callable(progress):
+        for info in infos if isinstance(infos, list) else [infos]:
+            progress(info["name"], info["done"], info["total"])
+
+
+def unknown_senses(num_segments: int, num_labels: int) -> np.ndarray:
+    """Probabilities `(num_segments, 3, num_labels)` of heard, seen and both in such a video: NaN, none can be told."""
+    return np.full((num_segments, len(SENSES), num_labels), np.nan)
+
+
+def real_segments(blocks: list[dict[str, Any]], name: str) -> torch.Tensor:
+    """The entries `name` of all blocks, joined and without padding."""
+    return torch.cat([block[name][block["segment_mask"]] for block in blocks])
+
+
+__all__ = ["VideoPipeline", "parse_labels", "real_segments", "report_progress", "unknown_senses"]

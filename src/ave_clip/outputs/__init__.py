@@ -1,0 +1,1 @@
+"""Outputs of results: text formats, files, timelines and overlays."""

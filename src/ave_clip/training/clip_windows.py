@@ -1,0 +1,114 @@
+"""Windows of long clips: random ones for training, overlapping ones for prediction, whose results are averaged.
+
+The windows of an epoch depend only on the seed, the epoch and the clip: not on the process that reads them, and not on
+earlier reads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+
+from .sampling import item_rng
+
+WINDOW_KEY = 0x317D0  # makes the choice of windows independent of the order of the epochs
+DEFAULT_WINDOW = 64  # segments of a training window, unless the localizer's configuration says otherwise
+OVERLAP = 0.5  # fraction of a window that the next one repeats in prediction, as in the pipeline
+
+
+class ClipWindows(Dataset):
+    """The windows of a data set's clips as items; a clip of at most `size` segments is one item, unchanged.
+
+    Args:
+        clips (`Dataset`): Rows of `FeatureStore`, `ClipReader` or a subset of them.
+        size (`int`): Largest number of segments of a window.
+        seed (`int`, *optional*): Seed of random windows; a clip gets as many as are needed to cover it once. Without
+            a seed, the windows are regular and overlap by half, and the last one ends with the clip.
+
+    Attributes:
+        clips (`Dataset`): The clips.
+    """
+
+    def __init__(self, clips: Any, size: int, seed: int | None = None):
+        if size < 1:
+            raise ValueError(f"A window has at least one segment, got {size}.")
+        self.clips, self.size, self.seed = clips, size, seed
+        self.lengths = clip_lengths(clips)
+        if self.lengths is None:  # such as h5 features: clips of one length that cannot be read in windows
+            self.places = [(index, 0) for index in range(len(clips))]
+        elif seed is None:
+            self.places = [
+                (index, first) for index, length in enumerate(self.lengths) for first in window_starts(length, size)
+            ]
+        else:
+            self.places = [
+                (index, number) for index, length in enumerate(self.lengths) for number in range(-(-length // size))
+            ]
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, which determines the random windows; call it before iterating a loader."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Reads one window: the row with the tensors of its segments, and in a long clip `first`, its place."""
+        clip, number = self.places[index]
+        if self.lengths is None or self.lengths[clip] <= self.size:
+            return self.clips[clip]
+        first = number  # regular windows are numbered by their first segment
+        if self.seed is not None:
+            rng = item_rng(self.seed, self.epoch, clip, number, WINDOW_KEY)
+            first = int(rng.integers(self.lengths[clip] - self.size + 1))
+        return {**read_clip_window(self.clips, clip, first, self.size), "first": first}
+
+
+def window_starts(length: int, size: int) -> list[int]:
+    """Returns the first segments of windows that overlap by half; the last window ends with the clip.
+
+    >>> window_starts(10, 4), window_starts(11, 4), window_starts(3, 4)
+    ([0, 2, 4, 6], [0, 2, 4, 6, 7], [0])
+    """
+    if length <= size:
+        return [0]
+    starts = list(range(0, length - size + 1, max(1, size - round(size * OVERLAP))))
+    return starts if starts[-1] == length - size else [*starts, length - size]
+
+
+def clip_lengths(clips: Any) -> list[int] | None:
+    """Returns the number of segments of each clip; `None` for clips that cannot be read in windows."""
+    if isinstance(clips, Subset):
+        lengths = clip_lengths(clips.dataset)
+        return None if lengths is None else [lengths[index] for index in clips.indices]
+    return getattr(clips, "lengths", None)
+
+
+def read_clip_window(clips: Any, index: int, first: int, length: int | None) -> dict[str, Any]:
+    """Reads a window of a clip; subsets are followed to the data set that has it."""
+    if isinstance(clips, Subset):
+        return read_clip_window(clips.dataset, clips.indices[index], first, length)
+    return clips.window(index, first, length)
+
+
+def merge_windows(windows: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Averages values of overlapping windows.
+
+    Args:
+        windows (`Sequence[tuple[int, np.ndarray]]`): First segment, and values `(T, ...)` of each.
+
+    Returns:
+        `np.ndarray`: The values of all segments; those of a single window are not changed.
+    """
+    if len(windows) == 1:
+        return windows[0][1]
+    ordered = sorted(windows, key=lambda window: window[0])  # sums do not depend on which process was faster
+    end = max(first + len(values) for first, values in ordered)
+    total = np.zeros((end, *ordered[0][1].shape[1:]), dtype=np.float64)
+    count = np.zeros((end, *[1] * (total.ndim - 1)))
+    for first, values in ordered:
+        total[first : first + len(values)] += values
+        count[first : first + len(values)] += 1
+    return (total / count.clip(min=1)).astype(ordered[0][1].dtype)

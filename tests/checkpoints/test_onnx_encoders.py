@@ -1,0 +1,93 @@
+"""`ave-clip-mini`, and localizers on composite encoders, exported to ONNX give what torch gives."""
+
+import importlib.util
+
+import pytest
+import torch
+from packaging.version import Version
+from transformers import pipeline
+
+from ave_clip.core.modeling_audio_visual_encoder import AudioVisualEncoderModel
+from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProcessor
+from ave_clip.training.checkpoints import build_localizer, load_processor
+from tests.helpers.encoders import SAVERS
+from tests.helpers.models import ASSETS, TINY_LOCALIZER, tiny_config
+
+pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
+
+from ave_clip.checkpoints import onnx_export
+from ave_clip.checkpoints.onnx_export import MINIMUM_TORCH, export_onnx
+from ave_clip.checkpoints.onnx_model import BACKENDS, AVEClipOnnxForLocalization
+
+if Version(torch.__version__) < Version(MINIMUM_TORCH):
+    pytest.skip(f"exporting needs torch {MINIMUM_TORCH} (extra onnx)", allow_module_level=True)
+SAMPLE = str(ASSETS / "sample.mp4")
+
+
+# One test, because the export takes longer than all the rest, and workers of pytest-xdist share no fixture.
+def test_the_default_model_gives_the_same_events_senses_and_heat_maps(tmp_path):
+    localizer = pipeline("audio-visual-event-localization", model="ave-clip-mini", device="cpu")
+    labels = ["dog bark", "thunder"]  # thunder has no image class
+    expected = localizer(SAMPLE, candidate_labels=labels, return_heatmaps=True)
+    localizer.model.set_labels(labels)
+    mini = str(export_onnx(localizer.model, tmp_path / "mini", localizer.processor))
+    for backend in BACKENDS:
+        if importlib.util.find_spec(backend) is None:
+            continue
+        exported = pipeline("audio-visual-event-localization", model=mini, backend=backend)
+        result = exported(SAMPLE, return_heatmaps=True)
+        assert [event["label"] for event in result["events"]] == ["dog bark"]
+        for found, wanted in zip(result["segments"], expected["segments"], strict=True):
+            assert found["label"] == wanted["label"]
+            for name in ("score", "heard", "seen", "both"):
+                assert found[name] == pytest.approx(wanted[name], abs=1e-3)
+        assert result["heatmaps"] == pytest.approx(expected["heatmaps"], abs=1e-3)
+        with pytest.raises(ValueError, match="this one has fixed labels of its own"):
+            exported(SAMPLE, candidate_labels=["cat"])
+
+
+def localizer_on(towers: tuple[str, ...], folder):
+    """An untrained localizer on a composite of tiny towers, and its processor."""
+    sources = [SAVERS[name](folder / name) for name in towers]
+    encoder = AudioVisualEncoderModel.from_towers(*sources)
+    for part in (encoder, AudioVisualEncoderProcessor.from_towers(*sources)):
+        part.save_pretrained(folder / "encoder")
+    torch.manual_seed(0)
+    model = build_localizer(encoder, tiny_config().id2label, TINY_LOCALIZER).eval()
+    return model, load_processor(folder / "encoder", encoder, 1, localizer=model.config)
+
+
+# The code of CLAP fixes the number of windows, so that they run one by one. Other towers cost as much time to export.
+@pytest.mark.parametrize(
+    "towers", [("clip", "clap"), pytest.param(("siglip2", "pe-a-frame"), marks=pytest.mark.slow)], ids=str
+)
+def test_a_localizer_on_a_composite_gives_the_same_logits_for_any_length(towers, tmp_path):
+    model, processor = localizer_on(towers, tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    exported = AVEClipOnnxForLocalization.from_pretrained(export_onnx(tmp_path / "model", tmp_path / "out"))
+    pixels, windows = onnx_export._tower_inputs(model, processor)
+    for segments in (1, 3):
+        images = torch.randn(1, segments, 1, *pixels.shape[1:])
+        audio = torch.randn(1, segments, *windows.shape[1:])
+        with torch.no_grad():
+            expected = model(pixel_values=images, input_values=audio)
+        found = exported(pixel_values=images, input_values=audio)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
+    model, processor = localizer_on(("clip", "clap"), tmp_path)
+    with pytest.raises(ValueError, match="Pass `processor`, too"):
+        export_onnx(model, tmp_path / "out")
+
+    def fail(*args, **options):
+        raise torch.onnx.errors.OnnxExporterError("an operator is not known")
+
+    monkeypatch.setattr(onnx_export, "graph_names", lambda config: ["audio"])
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match="The encoder 'clap' cannot be exported to ONNX"):
+        export_onnx(model, tmp_path / "out", processor)
+    assert not (tmp_path / "out").exists()
