@@ -1,0 +1,43 @@
+"""Networks of previous work, to compare AVE-CLIP with: each takes features and returns an
+[`AVEClipLocalizationOutput`](core/localization_output.py).
+
+They are written from the papers' equations and, where the authors' code is public, give its logits with its weights.
+`examples/run_comparison.py` trains them. They are not part of a saved localizer.
+"""
+
+from .avel import AVEL, AVELAttention
+from .base import Rival, RivalConfig
+from .baselines import AudioOnly, ConcatenatedBiLSTM, VideoOnly
+from .cmbs import CMBS
+from .cmran import CMRAN
+from .psp import PSP
+
+# All rivals by name, in the order of tables.
+RIVALS: dict[str, type[Rival]] = {
+    "audio-only": AudioOnly,
+    "video-only": VideoOnly,
+    "bilstm": ConcatenatedBiLSTM,
+    "avel-att": AVELAttention,
+    "avel": AVEL,
+    "psp": PSP,
+    "cmran": CMRAN,
+    "cmbs": CMBS,
+}
+
+
+def build_rival(name: str, config: RivalConfig) -> Rival:
+    """Builds an untrained rival.
+
+    Args:
+        name (`str`): A name of `RIVALS`.
+        config (`RivalConfig`): Its sizes, classes and supervision.
+
+    Raises:
+        ValueError: If there is no rival of that name.
+    """
+    if name not in RIVALS:
+        raise ValueError(f"There is no rival {name!r}: choose one of {', '.join(RIVALS)}.")
+    return RIVALS[name](config)
+
+
+__all__ = ["RIVALS", "Rival", "RivalConfig", "build_rival"]
