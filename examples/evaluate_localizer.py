@@ -9,7 +9,8 @@ What it reads: one localizer, or several that differ in their seed, and one of
 What it writes: all measures of `ave_clip.training.metrics` for each decoder, with bootstrap intervals over the videos
 and, for several localizers, mean and standard deviation, as JSON; prints the main ones as a table.
 Several events at once (`ave_clip.training.multi_label_metrics`) are measured if the localizer or the labels have them.
-With `--problem_type multi_label`, localizers with one label per segment are measured on the same events:
+Of localizers with an open vocabulary, seen and unseen classes are measured by themselves, too, with the F1 scores of
+OV-AVEBench. With `--problem_type multi_label`, localizers with one label per segment are measured on the same events:
 
     accelerate launch examples/evaluate_localizer.py --model localizer --data AVE_Dataset --split test
     python examples/evaluate_localizer.py --model localizer --data unav100_annotations.json --video_dir videos
@@ -33,6 +34,7 @@ from ave_clip import AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
 from ave_clip.core.builtin_checkpoints import limits_of, resolve_checkpoint
 from ave_clip.core.categories import MULTI_LABEL, SINGLE_LABEL
 from ave_clip.core.events import DECODERS
+from ave_clip.core.label_encoder import LabelEncoder
 from ave_clip.core.label_space import LabelSpace
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
@@ -52,7 +54,6 @@ from ave_clip.training.evaluation import (
     GATE_DECODER,
     choose_decoders,
     columns_of,
-    measure_settings,
     render_classes,
     render_table,
     result_rows,
@@ -62,7 +63,9 @@ from ave_clip.training.evaluation import (
 from ave_clip.training.features import FeatureStore
 from ave_clip.training.metrics import summarize_runs
 from ave_clip.training.multi_label_evaluation import with_several_labels
+from ave_clip.training.open_vocabulary import check_unseen, has_open_vocabulary, set_data_labels
 from ave_clip.training.prediction import SplitPredictions, predict_split
+from ave_clip.training.seen_unseen import measure_seen_unseen
 from ave_clip.training.splits import H5Splits, check_labelled
 from ave_clip.training.splits import open_videos as open_splits
 
@@ -102,6 +105,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--event_threshold",
         type=float,
         help="Probability from which one of several labels is active. Default: the processor's.",
+    )
+    parser.add_argument(
+        "--unseen_labels",
+        nargs="*",
+        metavar="LABEL",
+        help="Classes to measure as unseen. Default: those that a localizer with an open vocabulary did not train.",
+    )
+    parser.add_argument(
+        "--label_encoder",
+        help="With --data: the encoder with a text tower, for classes that an open vocabulary has no embeddings of.",
     )
     parser.add_argument("--per_class", action="store_true", help="Also print a table of the classes.")
     parser.add_argument(
@@ -201,8 +214,10 @@ def open_clips(args: argparse.Namespace, name: str, localizer: AVEClipForLocaliz
         clips = FeatureStore(Path(args.features_dir) / args.split)
         clips.check_labels()
         clips.check_encoder(towers_fingerprint(localizer))
-        id2label = {int(index): label for index, label in clips.manifest["id2label"].items()}
-        check_categories(LabelSpace(tuple(id2label.values()), clips.problem_type).event_names, localizer)
+        names = LabelSpace(tuple(clips.manifest["id2label"].values()), clips.problem_type).event_names
+        if has_open_vocabulary(localizer):
+            set_data_labels(localizer, names, args.features_dir)
+        check_categories(names, localizer)
         grid = {key: value for key, value in time_grid(name).items() if key in clips.manifest}
         clips.check_settings(visual_feature_type=localizer.config.visual_feature_type, **grid)
     else:
@@ -225,6 +240,10 @@ def open_videos(args: argparse.Namespace, name: str, localizer: AVEClipForLocali
     if args.split not in splits:
         raise ValueError(f"{args.data} has no {args.split} split, only {list(splits)}. Pass --split.")
     examples = splits[args.split]
+    if has_open_vocabulary(localizer):
+        if args.label_encoder is not None:
+            localizer.label_encoder = LabelEncoder.from_pretrained(args.label_encoder)
+        set_data_labels(localizer, examples.features["category"].names, None)
     check_categories(examples.features["category"].names, localizer)
     check_labelled(args.split, examples)
     return ClipReader(examples.select(range(min(len(examples), args.max_clips or len(examples)))), processor)
@@ -238,6 +257,7 @@ def evaluate(
     clips = open_clips(args, name, localizer)
     has_gate = localizer.config.use_event_attention
     space = LabelSpace.of(localizer.config)
+    names, trained = space.event_names, localizer.config.trained_labels
     decoders = choose_decoders(args.decoders, has_gate, space.problem_type)
     shortest = list(dict.fromkeys(args.min_event_segments or [localizer.config.min_event_segments]))
     longest = localizer.config.max_segments or DEFAULT_WINDOW
@@ -252,8 +272,15 @@ def evaluate(
             logger.warning("row %d: %s", row, reason)
     if args.problem_type == MULTI_LABEL:
         predictions = with_several_labels(predictions)
-    options = {"names": space.event_names, **event_settings(args, name, clips)}
-    return measure_settings(predictions, decoders, shortest, args.num_resamples, **options), predictions
+    options = {"names": names, "unseen": unseen_labels(args, trained, names), **event_settings(args, name, clips)}
+    return measure_seen_unseen(predictions, decoders, shortest, args.num_resamples, **options), predictions
+
+
+def unseen_labels(args: argparse.Namespace, trained: Sequence[str] | None, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes to measure as unseen, of a localizer that was trained on `trained`."""
+    if args.unseen_labels is not None:
+        return check_unseen(args.unseen_labels, names)
+    return () if trained is None else tuple(name for name in names if name not in trained)
 
 
 def event_settings(args: argparse.Namespace, name: str, clips: Dataset) -> dict[str, float]:

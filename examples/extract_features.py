@@ -4,8 +4,9 @@ What it reads: AudioCLIP (from stage 1, pretrained, or inside a localizer) and l
 AVE's layout, a table of your own videos, UnAV-100 and others), decoded in `--num_workers` processes while the encoder
 works. Memory does not grow with the length of a video.
 What it writes: one folder per split with features in safetensors shards and a manifest, see
-`ave_clip.training.features`, and `results.json`. A run that was stopped resumes. Clips that cannot be read are listed
-at the end, and the exit code is then 1; `--retry_failed` tries them again when they are repaired.
+`ave_clip.training.features`; the embeddings of the class names, if the encoder takes texts; and `results.json`. A run
+that was stopped resumes. Clips that cannot be read are listed at the end, and the exit code is then 1;
+`--retry_failed` tries them again when they are repaired.
 
     accelerate launch examples/extract_features.py --model stage1 --data AVE_Dataset --output_dir features
     python examples/extract_features.py --model stage1 --data annotations.csv --problem_type multi_label \
@@ -37,6 +38,8 @@ from transformers.utils.hub import extract_commit_hash
 
 import ave_clip
 from ave_clip.core.builtin_checkpoints import resolve_checkpoint
+from ave_clip.core.label_encoder import LabelEncoder
+from ave_clip.core.label_space import LabelSpace
 from ave_clip.core.streaming import ahead
 from ave_clip.core.video_source import VideoReadError
 from ave_clip.data.builder import left_out_rows, problem_type_of
@@ -60,6 +63,7 @@ from ave_clip.training.checkpoints import (
 from ave_clip.training.clips import ClipReader, clips_fingerprint
 from ave_clip.training.feature_shards import BLOCK_SEGMENTS
 from ave_clip.training.features import FeatureStoreError, FeatureWriter, collate_clips
+from ave_clip.training.open_vocabulary import save_label_embeddings, unseen_of_data
 from ave_clip.training.splits import class_names_of, open_videos
 
 logger = get_logger("extract_features")
@@ -133,7 +137,7 @@ class Progress:
 
 
 def build_encoder(args: argparse.Namespace, data):
-    """Build a localizer with the towers, its processor, and the description of the model for the manifest."""
+    """Build a localizer with the towers, its processor, the model's description for the manifest, and embeddings."""
     encoder = load_encoder(args.model)
     features = next(iter(data.values())).features
     overrides = {"visual_feature_type": args.visual_feature_type, "problem_type": problem_type_of(features)}
@@ -143,7 +147,17 @@ def build_encoder(args: argparse.Namespace, data):
     config_file = cached_file(resolve_checkpoint(args.model), CONFIG_NAME)
     revision = extract_commit_hash(config_file, None)  # None for an ordinary folder
     model = {"name": args.model, "revision": revision, "config": localizer.config.encoder_config.to_dict()}
-    return localizer.eval().optimize_for_inference(), processor, model
+    embeddings = embed_labels(args.model, encoder, LabelSpace.of(localizer.config).event_names)
+    return localizer.eval().optimize_for_inference(), processor, model, embeddings
+
+
+def embed_labels(source: str, encoder, names: Sequence[str]) -> torch.Tensor | None:
+    """Return the text embeddings of the class names; `None`, with the reason in the log, if there are no texts."""
+    try:
+        return LabelEncoder.from_pretrained(source, encoder)(names)
+    except (OSError, ValueError) as error:
+        logger.info("No label embeddings, which an open vocabulary needs: %s", error)
+        return None
 
 
 def describe_settings(args: argparse.Namespace, localizer, processor, mixed_precision: str) -> dict:
@@ -362,8 +376,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     accelerator = build_accelerator(args.cpu, args.mixed_precision)
     with accelerator.main_process_first():
         data = open_videos(args.data, **video_options(args))
-        localizer, processor, model = build_encoder(args, data)
+        localizer, processor, model, embeddings = build_encoder(args, data)
         settings = describe_settings(args, localizer, processor, accelerator.mixed_precision)
+        unseen = unseen_of_data(data)
+        settings |= {} if unseen is None else {"unseen_labels": unseen}
         splits = open_splits(args, data, settings, processor)
     localizer.to(accelerator.device)
     shards = plan_shards(args, accelerator, splits)
@@ -374,6 +390,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     facts = gather_object([fact])
     summary = None
     if accelerator.is_main_process:
+        if embeddings is not None:
+            names = LabelSpace.of(localizer.config).event_names
+            save_label_embeddings(args.output_dir, names, embeddings, settings["encoder_fingerprint"])
         summary = finish(args, argv, accelerator, splits, model, shards, facts)
     return broadcast_object_list([summary])[0]
 

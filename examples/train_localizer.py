@@ -6,6 +6,8 @@ same way. The towers are frozen.
 What it reads: `--features_dir` of stage 2 with the `--model` that made them; or `--h5_dir`, features of any kind in
 the layout of AVE's h5 files; or `--data`, labelled videos of any kind that `ave_clip.data.open_dataset` reads. Of long
 videos it draws windows of `max_segments` segments (a field of the localizer), others in each epoch.
+With `--open_vocabulary` it learns to compare segments with the embeddings of the class names, which stage 2 stored if
+its encoder takes texts; `--unseen_labels` are held out of training, and measured by themselves at the end.
 What it writes: the best localizer on the validation split (by segment accuracy or, with several labels per segment, by
 segment mAP) with its processor, `results.json`,
 `predictions.safetensors` (validation and test), a model card, `metrics.jsonl`, and a state to `--resume` from. The
@@ -67,13 +69,14 @@ from ave_clip.training.checkpoints import (
 )
 from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
-from ave_clip.training.evaluation import measure_settings
 from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.multi_label_evaluation import validation_segment_map
+from ave_clip.training.open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
 from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
+from ave_clip.training.seen_unseen import measure_seen_unseen
 from ave_clip.training.splits import (
     FeatureSplits,
     H5Splits,
@@ -116,6 +119,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
     parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
     parser.add_argument("--blank_modality", choices=("audio", "video"), help="Set one modality's features to zero.")
+    parser.add_argument(
+        "--open_vocabulary", action="store_true", help="Compare segments with the label embeddings of stage 2."
+    )
+    parser.add_argument(
+        "--unseen_labels",
+        nargs="+",
+        metavar="LABEL",
+        help="With --open_vocabulary: classes to hold out of training. Default: those that the data set names.",
+    )
     parser.add_argument("--max_train_clips", type=int, help="Train on a seeded subset of this many clips.")
     add_training_arguments(parser)
     add_resume_arguments(parser)
@@ -127,6 +139,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             "pass one of --features_dir (stage 2), --h5_dir (features of previous work) and --data (raw clips)"
         )
+    if args.unseen_labels and not args.open_vocabulary:
+        parser.error("--unseen_labels can be found by an open vocabulary only: add --open_vocabulary")
+    if args.open_vocabulary and not args.features_dir:
+        parser.error("--open_vocabulary needs --features_dir: stage 2 stores the embeddings of the class names there")
     for name in ("num_epochs", "batch_size", "patience", "max_steps", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -179,9 +195,21 @@ def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSpl
     return VideoSplits(args.data, **video_options(args)) if args.data else FeatureSplits(args.features_dir)
 
 
-def build_localizer_and_processor(args: argparse.Namespace, source):
+def open_vocabulary(args: argparse.Namespace, source) -> Vocabulary | None:
+    """Read the embeddings of the classes and which of them are unseen; `None` without `--open_vocabulary`."""
+    if not args.open_vocabulary:
+        return None
+    names = LabelSpace(tuple(source.id2label.values()), source.problem_type).event_names
+    embeddings = load_label_embeddings(args.features_dir, names, source.manifest["encoder_fingerprint"])
+    unseen = source.manifest.get("unseen_labels", ()) if args.unseen_labels is None else args.unseen_labels
+    return Vocabulary(names, embeddings, check_unseen(unseen, names))
+
+
+def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: Vocabulary | None):
     """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
     overrides = {**source.overrides, **parse_overrides(args.localizer, AVEClipConfig)}
+    if vocabulary is not None:
+        overrides["label_embedding_size"] = vocabulary.embeddings.shape[1]
     if isinstance(source, H5Splits):
         return AVEClipForLocalization(AVEClipConfig(id2label=source.id2label, **overrides)), None
     encoder = load_encoder(args.model)
@@ -196,7 +224,7 @@ def build_localizer_and_processor(args: argparse.Namespace, source):
 
 
 def build_dataloaders(
-    args, accelerator: Accelerator, source, is_weak: bool, max_segments: int
+    args, accelerator: Accelerator, source, is_weak: bool, max_segments: int, vocabulary: Vocabulary | None = None
 ) -> tuple[DataLoader, DataLoader]:
     """Build the loaders of the training and the validation split, each with this process's part."""
     splits = {split: source.open(split) for split in ("train", "validation")}
@@ -206,6 +234,8 @@ def build_dataloaders(
                 f"There is no {split} split, which training needs. Check the data arguments; of data without splits, "
                 "--split_fractions 0.8 0.1 0.1 makes them."
             )
+    if vocabulary is not None:
+        splits = {split: vocabulary.seen_clips(clips, split) for split, clips in splits.items()}
     clips = ClipWindows(choose_clips(splits["train"], args.max_train_clips, args.seed), max_segments, args.seed)
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
@@ -231,6 +261,7 @@ class Run:
     dropout: KeyedDropout
     average: ExponentialAverage | None
     state: RunState
+    vocabulary: Vocabulary | None = None
 
     @property
     def model(self) -> AVEClipForLocalization:
@@ -354,7 +385,8 @@ def train(run: Run, train_loader: DataLoader, validation_loader: DataLoader, pro
             loss = progress["loss_sum"] / progress["batch"]
             history.append({"epoch": epoch, "loss": loss, **score})
             if best_epoch(history) == epoch and run.accelerator.is_main_process:
-                save_checkpoint(args.output_dir, run.model, processor)
+                with run.vocabulary.all_labels(run.model) if run.vocabulary is not None else nullcontext():
+                    save_checkpoint(args.output_dir, run.model, processor)
         for name, value in score.items():
             title = name.removeprefix("validation_").replace("_", " ")
             logger.info("epoch %d  loss %.3f  %s %.4f", epoch, loss, title, value)
@@ -380,7 +412,7 @@ def best_epoch(history: Sequence[dict]) -> int:
 
 
 def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict, dict[str, SplitPredictions]]:
-    """Evaluate the best localizer on the validation and, for the first time, the test split.
+    """Evaluate the best localizer on the validation and, for the first time, the test split, with all classes.
 
     Returns:
         The measures by split, with the rows that could not be read in `"unreadable"`, and the predictions by split.
@@ -388,16 +420,24 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict,
     model = run.model
     if run.accelerator.num_processes > 1:
         run.accelerator.wait_for_everyone()
+    process = {"process_index": run.accelerator.process_index, "num_processes": run.accelerator.num_processes}
+    process["max_segments"] = window_size(model)
+    loaders, unopened = {"validation": validation_loader}, ["test"]
+    if run.vocabulary is not None:
+        run.vocabulary.use_all(model)
+        unopened.insert(0, "validation")  # with the clips that training left out
     load_trained_weights(model, run.args.output_dir)
-    loaders, test = {"validation": validation_loader}, source.open("test")
-    if test is not None:
-        process = {"process_index": run.accelerator.process_index, "num_processes": run.accelerator.num_processes}
-        process["max_segments"] = window_size(model)
-        loaders["test"] = build_prediction_loader(test, run.args.batch_size, run.args.num_workers, **process)
+    for split in unopened:
+        clips = source.open(split)
+        if clips is not None:
+            loaders[split] = build_prediction_loader(clips, run.args.batch_size, run.args.num_workers, **process)
     predictions = {split: evaluate(run, loader) for split, loader in loaders.items()}
     shortest, decoders = [model.config.min_event_segments], decoders_of(model.config.problem_type)
     options = {"names": LabelSpace.of(model.config).event_names, "segment_seconds": segment_seconds_of(source)}
-    results = {split: measure_settings(found, decoders, shortest, **options) for split, found in predictions.items()}
+    options["unseen"] = run.vocabulary.unseen if run.vocabulary is not None else ()
+    results = {
+        split: measure_seen_unseen(found, decoders, shortest, **options) for split, found in predictions.items()
+    }
     results["unreadable"] = {
         split: source.unreadable(split) | dict(gather_object(list(loader.unreadable.items())))
         for split, loader in loaders.items()
@@ -444,15 +484,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         use_synthetic_features(args, accelerator)
     set_seed(args.seed)
     source = open_source(args)
-    localizer, processor = build_localizer_and_processor(args, source)
+    vocabulary = open_vocabulary(args, source)
+    localizer, processor = build_localizer_and_processor(args, source, vocabulary)
     towers = towers_fingerprint(localizer) if localizer.config.use_encoders else None
     if isinstance(source, FeatureSplits):
         source.expect(localizer.config, towers)
+    if vocabulary is not None:
+        vocabulary.use_seen(localizer)
     is_weak = localizer.config.supervision == "weak"
-    train_loader, validation_loader = build_dataloaders(args, accelerator, source, is_weak, window_size(localizer))
+    train_loader, validation_loader = build_dataloaders(
+        args, accelerator, source, is_weak, window_size(localizer), vocabulary
+    )
     fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}
     run = build_run(args, accelerator, localizer, count_steps(args, train_loader), settings)
+    run.vocabulary = vocabulary
     results = run.state.finished() if args.resume else None
     if results is None:
         progress = run.state.begin(args.resume, args.overwrite)

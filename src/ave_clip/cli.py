@@ -126,6 +126,7 @@ def localize(
     device: option.Device = None,
     dtype: option.WeightsDtype = option.Dtype.float32,
     labels: option.Labels = None,
+    label_encoder: option.LabelEncoder = None,
     agreement_threshold: option.AgreementThreshold = None,
     decoder: option.EventDecoder = None,
     event_threshold: option.EventThreshold = None,
@@ -145,7 +146,7 @@ def localize(
     labels = labels or None  # typer gives an empty list without the option
     videos = _expand_folders(videos)
     plan = _plan(videos, format, None if output == "-" else output, plot, theme, overlay)
-    zero_shot = option.zero_shot_options(labels, agreement_threshold, model, vision_model, audio_model)
+    zero_shot = option.zero_shot_options(labels, agreement_threshold, model, vision_model, audio_model, label_encoder)
     option.check_top_k(top_k, plan.format)
     option.check_device(device)
     option.check_backend(backend, dtype, compile)

@@ -98,7 +98,15 @@ Labels = Annotated[
     typer.Option(
         metavar="TEXT",
         help='Find these events instead of the model\'s, without training: "dog bark,church bell". May be repeated. '
-        "Works with the default model (`ave-clip labels` lists what it knows) and with any encoder.",
+        "Works with the default model (`ave-clip labels` lists what it knows), with any encoder, and with localizers "
+        "that have an open vocabulary.",
+    ),
+]
+LabelEncoder = Annotated[
+    str | None,
+    typer.Option(
+        help="With --labels and a localizer with an open vocabulary: folder or Hub id of the encoder that it was "
+        "trained with. Embeds labels that the localizer does not have."
     ),
 ]
 AgreementThreshold = Annotated[
@@ -196,6 +204,7 @@ def zero_shot_options(
     model: str | None = None,
     vision_model: str | None = None,
     audio_model: str | None = None,
+    label_encoder: str | None = None,
 ) -> dict[str, Any]:
     """Returns the options of the zero-shot pipeline, or none without `--labels`.
 
@@ -207,6 +216,8 @@ def zero_shot_options(
         raise typer.BadParameter("--agreement-threshold requires --labels.")
     if given and labels is None:
         raise typer.BadParameter("--vision-model and --audio-model require --labels.")
+    if label_encoder is not None and labels is None:
+        raise typer.BadParameter("--label-encoder requires --labels.")
     if len(given) == 1:
         raise typer.BadParameter(
             "--vision-model and --audio-model require each other; --model names one model for both."
@@ -218,6 +229,7 @@ def zero_shot_options(
     from .core.pipeline_base import parse_labels  # imports torch
 
     try:
+        given |= {} if label_encoder is None else {"label_encoder": label_encoder}
         return {"candidate_labels": parse_labels(",".join(labels)), "agreement_threshold": threshold, **given}
     except ValueError as error:
         raise typer.BadParameter(f"--labels: {error}") from None

@@ -103,6 +103,12 @@ class AVEClipConfig(CheckedConfig):
         min_event_segments (`int`, *optional*):
             Shortest event in segments, W of sec. 3.7: the default of post-processing. By default 3, as in the paper,
             and 1 for several labels.
+        label_embedding_size (`int`, *optional*):
+            Width of the text embeddings of labels, for an open vocabulary: segments are compared with the embeddings
+            of the labels in `id2label`, which [`AVEClipForLocalization.set_labels`] replaces. By default each class
+            has its own weights.
+        trained_labels (`list[str]`, *optional*):
+            Of an open vocabulary, the labels that were trained; all others are unseen.
         max_segments (`int`, *optional*):
             Longest sequence of segments that is processed at once: training draws windows of this length from longer
             videos, and pipelines average over overlapping windows. By default stage 3 draws windows of 64 segments,
@@ -161,6 +167,8 @@ class AVEClipConfig(CheckedConfig):
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
     event_threshold: float = 0.5
     min_event_segments: int | None = None
+    label_embedding_size: int | None = None
+    trained_labels: list[str] | tuple[str, ...] | None = None
     max_segments: int | None = None
     supervision: str = "full"
     video_pooling: str = "mean"
@@ -180,6 +188,8 @@ class AVEClipConfig(CheckedConfig):
         self._set_labels(self.id2label, self.label2id, kwargs.pop("num_labels", None))
         if self.class_weights is not None:
             self.class_weights = tuple(self.class_weights)
+        if self.trained_labels is not None:
+            self.trained_labels = tuple(self.trained_labels)
         self.window_sizes = tuple(self.window_sizes)
         if self.refiner_window_sizes is not None:
             self.refiner_window_sizes = tuple(self.refiner_window_sizes)
@@ -305,6 +315,7 @@ class AVEClipConfig(CheckedConfig):
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         self._check_sizes()
         self._check_multi_label()
+        self._check_open_vocabulary()
         self._check_windows("window_sizes")
         if self.refiner_window_sizes is not None:
             self._check_windows("refiner_window_sizes")
@@ -347,6 +358,21 @@ class AVEClipConfig(CheckedConfig):
                 f"`class_weights` must be {self.num_labels} numbers above 0, one per class, got {weights!r}."
             )
 
+    def _check_open_vocabulary(self) -> None:
+        if self.label_embedding_size is None:
+            return
+        if self.label_embedding_size < 1:
+            raise ValueError(f"`label_embedding_size` must be at least 1, got {self.label_embedding_size}.")
+        for name, is_fixed in (
+            ("class_weights", self.class_weights is not None),
+            ("video_pooling", self.video_pooling == "attention"),
+        ):
+            if is_fixed:
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)!r} has weights of fixed classes. Leave it out, or leave out "
+                    "`label_embedding_size`, which makes the vocabulary open."
+                )
+
     def _check_windows(self, name: str) -> None:
         windows = getattr(self, name)
         if not windows:
@@ -366,7 +392,10 @@ class AVEClipConfig(CheckedConfig):
         lstms = 4 * hidden * (visual + audio + fused + refined + 2 * hidden)
         fusions = hidden * (copies * (8 * hidden + 3 * hidden) + refiner_copies * (4 * fused + 3 * hidden))
         towers = self.encoder_config.count_weights() if self.use_encoders else 0
-        return towers + attention + lstms + fusions + hidden * self.num_labels
+        classifier = hidden * self.num_labels
+        if self.label_embedding_size is not None:
+            classifier = self.label_embedding_size * (visual + audio + hidden + self.num_labels)
+        return towers + attention + lstms + fusions + classifier
 
     def _check_feature_sizes(self) -> None:
         sizes = {name: getattr(self, name) for name in ("image_feature_size", "audio_feature_size")}

@@ -105,6 +105,8 @@ class Encoder:
     packages: ClassVar[tuple[str, ...]] = ()
     # Whether labels are texts to the model, for which it has a tokenizer. If not, they are matched with its classes.
     takes_texts: ClassVar[bool] = True
+    # Whether images and audio are compared with the same embeddings of texts.
+    has_one_text_space: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:  # each subclass uses methods of other models
         self.model = model
@@ -180,6 +182,7 @@ class AudioCLIPEncoder(Encoder):
 
     model_types = ("audioclip",)
     templates = {SEEN: "{}", HEARD: "{}"}  # trained on labels without a sentence
+    has_one_text_space = True
 
     def image(self, pixel_values: torch.Tensor) -> ImageFeatures:
         output = self.model.vision_model(pixel_values, feature_types=("pooled", "dense"))

@@ -37,6 +37,7 @@ from .modeling_layers import (
     AVEClipFeatureNorm,
     AVEClipLSTM,
 )
+from .modeling_open_vocabulary import AVEClipLabelClassifier, OpenVocabularyMixin
 
 
 class AVEClipEventGuidedAttention(nn.Module):
@@ -56,16 +57,23 @@ class AVEClipEventGuidedAttention(nn.Module):
 class AVEClipCategoryHead(nn.Module):
     """The last BiLSTM and W_8: one score per segment and class (eq. 16)."""
 
-    def __init__(self, config: AVEClipConfig, input_size: int) -> None:
+    def __init__(self, config: AVEClipConfig, input_size: int, visual_size: int, audio_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
         self.lstm = AVEClipBidirectionalLSTM(input_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.is_open = config.label_embedding_size is not None
+        if self.is_open:
+            self.classifier = AVEClipLabelClassifier(config, visual_size, audio_size)
+        else:
+            self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, refined: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, refined: torch.Tensor, visual: torch.Tensor, audio: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self.lstm(self.norm(refined), lengths)
-        return self.classifier(self.dropout(hidden)), hidden
+        inputs = (self.dropout(hidden), visual, audio) if self.is_open else (self.dropout(hidden),)
+        return self.classifier(*inputs), hidden
 
 
 class AVEClipPreTrainedModel(AlignedPreTrainedModel):
@@ -92,13 +100,15 @@ class AVEClipPreTrainedModel(AlignedPreTrainedModel):
         elif isinstance(module, AVEClipFeatureNorm):
             init.zeros_(module.mean)
             init.ones_(module.spread)
+        elif isinstance(module, AVEClipLabelClassifier):
+            module.init_weights()
         elif isinstance(module, AVEClipLSTM):
             bound = 1 / math.sqrt(module.hidden_size)
             for parameter in module.parameters():
                 init.uniform_(parameter, -bound, bound)
 
 
-class AVEClipForLocalization(AVEClipPreTrainedModel):
+class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
     """AVE-CLIP: classifies each segment of a video as one of the audio-visual events or as background."""
 
     def __init__(self, config: AVEClipConfig) -> None:
@@ -139,7 +149,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             refiner_windows = config.refiner_window_sizes or (WHOLE_VIDEO,)
             self.refiner = AVEClipMultiWindowTemporalFusion(config, fused_size, refiner_windows)
             fused_size = hidden_size * len(refiner_windows)
-        self.category_head = AVEClipCategoryHead(config, fused_size)
+        self.category_head = AVEClipCategoryHead(config, fused_size, visual_size, audio_size)
         # Weights of the segments in the mean over a video, per class (attention pooling of weak supervision).
         self.pooling = None
         if config.video_pooling == "attention":
@@ -298,6 +308,8 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
             [`AVEClipLocalizationOutput`], without losses.
         """
         lengths = self._lengths(segment_mask)
+        if not torch.compiler.is_compiling():
+            self._check_has_labels()
         if self.audio_norm is not None:
             audio_features = self.audio_norm(audio_features)
         video = self.dropout(self.video_lstm(visual, lengths))  # (B, T, d)
@@ -309,7 +321,7 @@ class AVEClipForLocalization(AVEClipPreTrainedModel):
         if self.refiner is not None:
             fused, _, _ = self.refiner(fused, lengths)
             hidden_states.append(fused)
-        logits, hidden = self.category_head(fused, lengths)
+        logits, hidden = self.category_head(fused, visual, audio_features, lengths)
         if logits.shape[-1] != self.config.num_labels:
             raise ValueError(
                 f"The model scores {logits.shape[-1]} classes, but its configuration names {self.config.num_labels}. "

@@ -160,6 +160,11 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
             for parameter in module.parameters():
                 init.uniform_(parameter, -bound, bound)
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether `set_labels` can replace the labels."""
+        return True
+
     def set_labels(self, labels: Sequence[str]) -> None:
         """Sets the labels to find: names or synonyms of concepts, or anything that [`ConceptTable`] matches.
 

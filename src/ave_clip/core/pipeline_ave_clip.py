@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .categories import class_names
 from .events import SENSES
 from .label_space import LabelSpace
 from .pipeline_base import (
@@ -113,17 +112,18 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
 
     def _look_for(self, labels: list[str] | None) -> None:
         """Set the model's labels for one call; without any, those it was loaded with."""
-        if not hasattr(self.model, "set_labels"):
+        if not getattr(self.model, "takes_labels", False):
             if labels is not None:
                 raise ValueError(
                     f"`candidate_labels`={labels} need a model that takes any label, as 'ave-clip-mini' does; this "
                     "one has fixed labels of its own. Leave the option out, or pass model='ave-clip-mini'."
                 )
             return
+        present = list(LabelSpace.of(self.model.config).event_names)
         if self._own_labels is None:
-            self._own_labels = class_names(self.model.config)[:-1]
+            self._own_labels = present
         wanted = self._own_labels if labels is None else labels
-        if wanted != class_names(self.model.config)[:-1]:
+        if wanted != present:
             self.model.set_labels(wanted)
 
     def _forward(

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
 from .events import DECODERS, SENSES
+from .label_encoder import LabelEncoder
 from .label_space import LabelSpace
 from .processing_ave_clip import AVEClipProcessor
 from .streaming import VideoSource, ahead, find_frame_sources, open_source, with_audio_windows
@@ -71,6 +72,7 @@ class VideoPipeline(ChunkPipeline):
         backend: str | None = None,
         compile: bool = False,
         on_error: str = "raise",
+        label_encoder: str | Callable[[Sequence[str]], torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -79,6 +81,8 @@ class VideoPipeline(ChunkPipeline):
         self.tokenizer = None
         self.check_model_type(self.model.config)
         self.on_error = _check_on_error(on_error)
+        if label_encoder is not None:
+            self._set_label_encoder(label_encoder)
         if hasattr(self.model, "use_backend"):  # an exported model
             if compile:
                 raise ValueError("compile=True needs torch weights, but this model is an ONNX export.")
@@ -95,6 +99,15 @@ class VideoPipeline(ChunkPipeline):
                 self.model.optimize_for_inference(compile=compile)
             except (AttributeError, ValueError, ImportError) as error:  # adapters, or a file that is not there
                 logger.info(f"The model runs without fast inference: {error}")
+
+    def _set_label_encoder(self, encoder: str | Callable[[Sequence[str]], torch.Tensor]) -> None:
+        """Sets what embeds labels that a localizer with an open vocabulary does not have: a checkpoint or function."""
+        if not hasattr(self.model, "label_encoder") or not self.model.takes_labels:
+            raise ValueError(
+                f"`label_encoder`={encoder!r} embeds labels for localizers with an open vocabulary, which this "
+                f"{self.model.config.model_type!r} does not have. Leave it out."
+            )
+        self.model.label_encoder = LabelEncoder.from_pretrained(encoder) if isinstance(encoder, str) else encoder
 
     @classmethod
     def check_model_type(cls, config: Any) -> None:

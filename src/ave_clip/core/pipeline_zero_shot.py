@@ -8,9 +8,10 @@ import torch
 
 from .categories import BACKGROUND_LABEL
 from .concepts import ConceptMatch, ConceptTable
-from .encoders import Encoder, encoder_for
+from .encoders import encoder_for
 from .encoding import encode_frames, encode_in_chunks, place_segments
 from .events import DEFAULT_DECODER, HEARD, SEEN
+from .label_encoder import embed_texts
 from .label_space import LabelSpace
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
 from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, add_senses, sources_in_batch
@@ -93,7 +94,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             kwargs["model"] = AudioVisualEncoderModel.from_towers(vision_model, audio_model, dtype=dtype)
             kwargs["processor"] = AudioVisualEncoderProcessor.from_towers(vision_model, audio_model)
         super().__init__(*args, **kwargs)
-        self.has_windows = hasattr(self.model, "set_labels")
+        self.has_windows = getattr(self.model, "takes_labels", False)
         if self.has_windows:
             self._localizer = AudioVisualEventLocalizationPipeline(
                 self.model,
@@ -108,6 +109,12 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
         self._segmenter = self._build_segmenter()
         self._label_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._table = self._concepts()
+
+    @classmethod
+    def check_model_type(cls, config: Any) -> None:
+        """Raise `ValueError` for the configuration of a model that this pipeline cannot run."""
+        if getattr(config, "label_embedding_size", None) is None:  # a localizer with an open vocabulary runs, too
+            super().check_model_type(config)
 
     def _build_segmenter(self) -> AVEClipProcessor:
         """The processor that reads videos; made from the parts of the processor of a single model."""
@@ -233,7 +240,6 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             "is_last": model_inputs["is_last"],
         }
 
-    @torch.no_grad()
     def _prepare_labels(self, labels: Sequence[str], sense: str, template: str | None) -> Any:
         """What evidence of one sense is compared with: embeddings of the labels and of "other", or classes.
 
@@ -247,8 +253,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
         texts = tuple(template.replace("{}", label) for label in (*labels, OTHER_LABEL))
         key = (self._space_of(sense), texts)
         if key not in self._label_embeds:
-            tokens = self._tokenize(texts, sense, tower).to(self.device)
-            self._label_embeds[key] = tower.text(tokens, sense).float().cpu()
+            self._label_embeds[key] = embed_texts(texts, sense, tower, self.processor)
             if len(self._label_embeds) > CACHED_LABEL_SETS:
                 self._label_embeds.popitem(last=False)
         return self._label_embeds[key]
@@ -264,15 +269,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
 
     def _space_of(self, sense: str) -> str:
         """Both senses of an AudioCLIP have one space of texts, so that each label is embedded once."""
-        return SEEN if self.model.config.model_type == "audioclip" else sense
-
-    def _tokenize(self, texts: tuple[str, ...], sense: str, tower: Encoder) -> Any:
-        if hasattr(self.processor, "tokenizer_of"):  # a composite's
-            tokens = self.processor.tokenize(texts, sense, **tower.text_options)
-        else:
-            tokens = self.processor.tokenizer(list(texts), return_tensors="pt", **tower.text_options)
-        tokens.pop("token_type_ids", None)
-        return tokens
+        return SEEN if self._encoder.has_one_text_space else sense
 
     def postprocess(
         self,

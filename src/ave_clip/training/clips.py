@@ -71,10 +71,14 @@ class ClipReader(Dataset):
 
     @cached_property
     def truth(self) -> dict[int, dict[str, Any]]:
-        """The annotated `events` (a list of `label`, `start` and `end`, or `None`) and the `duration` of each row."""
-        names = [name for name in ("row", "events", "duration") if name in self.examples.column_names]
+        """The annotated `events` (a list of `label`, `start` and `end`, or `None`) and the `duration` of each row.
+
+        Also `seen`, whether the class of a video is trained, if the data set tells.
+        """
+        names = [name for name in ("row", "events", "duration", "seen") if name in self.examples.column_names]
         rows = self.examples.select_columns(names).with_format(None)
-        return {row["row"]: {"events": row.get("events"), "duration": row.get("duration")} for row in rows}
+        seen = ("seen",) if "seen" in names else ()
+        return {row["row"]: {name: row.get(name) for name in ("events", "duration", *seen)} for row in rows}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads one clip.

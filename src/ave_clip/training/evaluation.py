@@ -13,7 +13,7 @@ import numpy as np
 from ..core.categories import SINGLE_LABEL
 from ..core.events import DECODERS, decode_labels, decoders_of
 from ..outputs.text_table import align_columns
-from .metrics import localization_metrics
+from .metrics import localization_metrics, video_f1
 from .multi_label_evaluation import measure_multi_label, needs_multi_label
 from .multi_label_metrics import SHOWN_TIOUS
 from .prediction import SplitPredictions
@@ -32,6 +32,15 @@ COLUMNS = {
     "event_f1": "event F1",
     "event_map": "event mAP",
     "video_accuracy": "video acc.",
+}
+# With seen and unseen classes: the columns of OV-AVEBench, and those of events over all videos.
+VIDEO_F1_COLUMNS = {
+    "segment_accuracy": "accuracy",
+    "video_segment_f1": "segment F1 per video",
+    "video_event_f1": "event F1 per video",
+    "background_recall": "bg recall",
+    "event_f1": "event F1",
+    "event_map": "event mAP",
 }
 # Of several events at once; the first is UnAV-100's "average mAP", the next ones its other columns.
 MULTI_LABEL_COLUMNS = {
@@ -104,6 +113,7 @@ def measure_settings(
     names: Sequence[str] | None = None,
     segment_seconds: float = 1.0,
     threshold: float = 0.5,
+    with_video_f1: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Computes all measures for each decoder and, if the decoder depends on it, each minimum length of events.
 
@@ -117,6 +127,7 @@ def measure_settings(
         names (`Sequence[str]`, *optional*): Names of the event classes, for tables of classes.
         segment_seconds (`float`): Length of a segment, for events in seconds.
         threshold (`float`): Probability from which a class is active, for a localizer with several labels.
+        with_video_f1 (`bool`): Add the F1 scores of OV-AVEBench (`video_f1`), which need one label per segment.
 
     Returns:
         `dict[str, dict[str, Any]]`: results of `localization_metrics` by decoder; with several minimum lengths the
@@ -152,6 +163,8 @@ def measure_settings(
             num_resamples=num_resamples,
             probabilities=predictions.probabilities,
         )
+        if with_video_f1:
+            results[name] |= video_f1(decoded, predictions.labels)
     return results
 
 
@@ -170,7 +183,9 @@ def state_reference_points(points: Mapping[str, float]) -> str:
 
 def columns_of(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Returns which measures the table shows, with their titles; the first one is shown with its interval."""
-    return MULTI_LABEL_COLUMNS if "segment_map" in metrics else COLUMNS
+    if "segment_map" in metrics:
+        return MULTI_LABEL_COLUMNS
+    return VIDEO_F1_COLUMNS if "video_event_f1" in metrics else COLUMNS
 
 
 def result_rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

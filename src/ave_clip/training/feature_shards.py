@@ -228,6 +228,8 @@ def describe_shard(path: Path) -> dict[str, Any]:
         raise damaged(path, error) from error
     facts["labelled"] = int((labels != IGNORED_LABEL).flatten(1).any(dim=1).sum())
     facts["events"], facts["durations"] = content.get("events"), content.get("durations")
+    if "seen" in content:  # of data sets that hold classes out of training
+        facts["seen"] = content["seen"]
     if facts["events"] is None:  # a shard of an earlier version: its labels say the same for whole segments
         settings = content["settings"]
         seconds = settings.get("segment_seconds", 1.0)

@@ -222,6 +222,8 @@ class FeatureWriter:
                 for clip in clips
             ]
             content["durations"] = [clip["duration"] for clip in clips]
+        if clips and "seen" in clips[0]:
+            content["seen"] = [clip["seen"] for clip in clips]
         return content
 
     def _save(self, shard: int, size: int, write: Callable[[Path], object]) -> None:
@@ -267,7 +269,8 @@ class FeatureWriter:
                 raise FeatureStoreError(
                     f"Rows {sorted(lost)} are missing in {self.path(number)}: delete it and run again."
                 )
-            known = {name: facts[name] for name in ("rows", "lengths", "events", "durations")}
+            names = ("rows", "lengths", "events", "durations", *(["seen"] if "seen" in facts else []))
+            known = {name: facts[name] for name in names}
             shards.append({"file": self.path(number).name, **known})
             content.update(json.dumps([rows, facts["checksums"]]).encode())
             failed |= found["failed"]
@@ -360,12 +363,17 @@ class FeatureStore(Dataset):
 
     @property
     def truth(self) -> dict[int, dict[str, Any]]:
-        """The annotated `events` (a list of `label`, `start` and `end`, or `None`) and the `duration` of each row."""
-        found = {}
+        """The annotated `events` (a list of `label`, `start` and `end`, or `None`) and the `duration` of each row.
+
+        Also `seen`, whether the class of a video is trained, if the data set tells.
+        """
+        found: dict[int, dict[str, Any]] = {}
         for facts in self._facts:
             for row, events, duration in zip(facts["rows"], facts["events"], facts["durations"]):
                 named = None if events is None else [dict(zip(("label", "start", "end"), event)) for event in events]
                 found[row] = {"events": named, "duration": duration}
+            for row, seen in zip(facts["rows"], facts.get("seen", ())):
+                found[row]["seen"] = seen
         return found
 
     def __len__(self) -> int:

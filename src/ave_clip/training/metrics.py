@@ -23,7 +23,7 @@ Differences from other methods:
 - OV-AVEL and AVVP compute segment and event F1 per class within each video (background is a class in OV-AVEL), average
   over the classes in the truth or the prediction, then over videos. Each video has the same weight, and a background
   video that is predicted as such counts 1. Ours sums over all videos and leaves background out. The matched events are
-  the same at tIoU 0.5; below that, theirs allows several events to match one.
+  the same at tIoU 0.5; below that, theirs allows several events to match one. `video_f1` computes OV-AVEL's scores.
 - DG-SCT averages the accuracies of batches, so a last batch of two videos has the same weight as one of eight.
 """
 
@@ -36,6 +36,7 @@ from ..core.losses import IGNORED_LABEL
 from .average_precision import EVENT_MAPS, AveragePrecision, mean_over_classes, reaches, temporal_overlap
 from .bootstrap import bootstrap_draws, percentile_interval
 
+VIDEO_F1_TIOU = 0.5
 # Class ids of the segments of one video.
 Labels = Sequence[int] | np.ndarray
 # The counts per video; each pooled measure is a ratio of sums of these.
@@ -459,3 +460,50 @@ def _measure_scored_events(scored: AveragePrecision, num_labels: int) -> dict[st
         "event_map_by_tiou": dict(zip(map(str, scored.tious), by_tiou)),
         "class_average_precision": class_precision.tolist(),
     }
+
+
+def video_f1(decoded: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> dict[str, float]:
+    """Computes the F1 scores of OV-AVEBench (Zhou et al. 2025): of each video, then the mean over the videos.
+
+    The F1 of a video is the mean over the classes in the truth or the prediction, of which background is one. Events
+    are runs of a class, also of background, and match at a tIoU of 0.5.
+
+    Args:
+        decoded (`Sequence[np.ndarray]`): Predicted class of each segment `(T,)`, one array per video.
+        labels (`Sequence[np.ndarray]`): True classes; segments with -100 are left out.
+
+    Returns:
+        `dict[str, float]`: `video_segment_f1` and `video_event_f1`; `nan` without a labelled segment.
+    """
+    scores = []
+    for predicted, true in zip(decoded, labels, strict=True):
+        known = true != IGNORED_LABEL
+        predicted, true = np.asarray(predicted)[known], true[known]
+        if len(true):
+            scores.append((_segment_f1(predicted, true), _event_f1(predicted, true)))
+    segment, event = np.mean(scores, axis=0) if scores else (np.nan, np.nan)
+    return {"video_segment_f1": float(segment), "video_event_f1": float(event)}
+
+
+def _segment_f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    classes = np.union1d(predicted, true)
+    pairs = ((predicted == label, true == label) for label in classes)
+    return float(np.mean([2 * (found & wanted).sum() / (found.sum() + wanted.sum()) for found, wanted in pairs]))
+
+
+def _event_f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    runs: list[dict[int, list[tuple[int, int]]]] = []
+    for video in (predicted, true):
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for label, first, end in group_segments(video.tolist(), background=-1):  # background is a class here
+            spans.setdefault(label, []).append((first, end))
+        runs.append(spans)
+    scores = []
+    for label in {**runs[0], **runs[1]}:
+        found, wanted = (part.get(label, []) for part in runs)
+        partners = [
+            [place for place, other in enumerate(wanted) if reaches(temporal_overlap(span, other), VIDEO_F1_TIOU)]
+            for span in found
+        ]
+        scores.append(2 * count_matches(partners) / (len(found) + len(wanted)))
+    return float(np.mean(scores))
