@@ -67,7 +67,7 @@ from ave_clip.training.checkpoints import (
     save_checkpoint,
     towers_fingerprint,
 )
-from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows
+from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
 from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.metrics import segment_accuracy
@@ -86,7 +86,6 @@ from ave_clip.training.splits import (
     build_prediction_loader,
     build_train_loader,
     choose_clips,
-    truth_of,
 )
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
@@ -224,9 +223,15 @@ def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: 
 
 
 def build_dataloaders(
-    args, accelerator: Accelerator, source, is_weak: bool, max_segments: int, vocabulary: Vocabulary | None = None
+    args,
+    accelerator: Accelerator,
+    source,
+    config: AVEClipConfig,
+    max_segments: int,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Build the loaders of the training and the validation split, each with this process's part."""
+    is_weak = config.supervision == "weak"
     splits = {split: source.open(split) for split in ("train", "validation")}
     for split, clips in splits.items():
         if clips is None or not len(clips):
@@ -236,7 +241,9 @@ def build_dataloaders(
             )
     if vocabulary is not None:
         splits = {split: vocabulary.seen_clips(clips, split) for split, clips in splits.items()}
-    clips = ClipWindows(choose_clips(splits["train"], args.max_train_clips, args.seed), max_segments, args.seed)
+    clips = choose_clips(splits["train"], args.max_train_clips, args.seed)
+    seconds = segment_seconds_of(source) if config.boundary_regression else None  # then windows come with their events
+    clips = ClipWindows(clips, max_segments, args.seed, seconds)
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
@@ -491,9 +498,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         source.expect(localizer.config, towers)
     if vocabulary is not None:
         vocabulary.use_seen(localizer)
-    is_weak = localizer.config.supervision == "weak"
     train_loader, validation_loader = build_dataloaders(
-        args, accelerator, source, is_weak, window_size(localizer), vocabulary
+        args, accelerator, source, localizer.config, window_size(localizer), vocabulary
     )
     fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}

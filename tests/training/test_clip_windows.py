@@ -8,7 +8,9 @@ from torch.utils.data import Dataset, Subset
 from transformers.utils import ModelOutput
 
 from ave_clip.core.configuration_ave_clip import AVEClipConfig
+from ave_clip.data.collation import collate_rows
 from ave_clip.training.clip_windows import ClipWindows, merge_windows, window_starts
+from ave_clip.training.features import SplitError
 from ave_clip.training.prediction import predict_split
 from ave_clip.training.splits import LabelledClips, video_label
 
@@ -99,3 +101,28 @@ def test_the_weak_label_of_several_events_is_one_flag_per_class():
     labels = torch.tensor([[0, 1, -100], [0, 1, -100], [0, 0, -100]])
     assert video_label(labels, background=3).tolist() == [0, 1, -100]
     assert video_label(labels, 3, torch.tensor([1, 1, 1])).tolist() == [0, 1, 1]
+
+
+def test_windows_have_the_exact_times_of_their_events():
+    clips = Clips()
+    events = [{"label": 1, "start": 2.3, "end": 9.75}, {"label": 0, "start": 0.5, "end": 1.25}]
+    clips.truth = {0: {"events": []}, 1: {"events": events}, 2: {"events": events}}
+    windows = ClipWindows(clips, 5, segment_seconds=0.5)
+    assert not len(windows[0]["event_labels"])
+    row = windows[
+        windows.places.index((1, 2))
+    ]  # from 1 to 3.5 s: the first is cut at its end, the second at its start
+    torch.testing.assert_close(row["event_spans"], torch.tensor([[2.6, 5.0], [0.0, 0.5]]))
+    assert row["event_labels"].tolist() == [1, 0]
+    batch = collate_rows([windows[0], row])
+    assert batch["event_labels"].tolist() == [[-100, -100], [1, 0]]
+    assert batch["event_spans"].shape == (2, 2, 2)
+
+
+def test_clips_with_labels_but_without_times_are_refused():
+    with pytest.raises(SplitError, match="No event of these clips is known"):
+        ClipWindows(Clips(), 5, segment_seconds=1.0)
+    clips = Clips()
+    clips.truth = {0: {"events": []}, 1: {"events": None}}
+    with pytest.raises(SplitError, match="Row 1 has labels, but its events are not known"):
+        ClipWindows(clips, 10, segment_seconds=1.0)[1]

@@ -77,8 +77,8 @@ def export_onnx(
 
     Raises:
         ImportError: if `onnx` or `onnxscript` is not installed, or torch is older than `MINIMUM_TORCH`.
-        ValueError: if the model is not a localizer with torch weights, its weights are not float32, or its encoder
-            cannot be exported.
+        ValueError: if the model is not a localizer with torch weights, its weights are not float32, it has a boundary
+            head, or its encoder cannot be exported.
         FolderInUseError: if the folder exists; with `overwrite`, if it is not a checkpoint or contains the model or
             the working directory.
     """
@@ -94,6 +94,11 @@ def export_onnx(
     assert isinstance(model, Localizer)
     if model.dtype != torch.float32:
         raise ValueError(f"The model is {model.dtype}; ONNX graphs are float32. Load it with dtype=torch.float32.")
+    if getattr(model.config, "boundary_regression", False):
+        raise ValueError(
+            "A localizer with boundary_regression=True cannot be exported to ONNX yet. Run it with torch, or train "
+            "one without the boundary head."
+        )
     if processor is None and not hasattr(model.config, "audioclip_config") and _has_encoders(model.config):
         raise ValueError("Pass `processor`, too: it defines the inputs of this model's encoder.")
     model = copy.deepcopy(model).cpu().eval()

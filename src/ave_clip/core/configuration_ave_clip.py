@@ -118,6 +118,14 @@ class AVEClipConfig(CheckedConfig):
         video_pooling (`str`):
             How weak supervision pools the segments of a video: `"mean"` of their probabilities, or `"attention"`, a
             mean with learned weights per class.
+        boundary_regression (`bool`):
+            Whether a head regresses when events start and end, so that they need not start with a segment. Needs
+            several labels and full supervision; it is trained with the exact times of the events.
+        boundary_levels (`int`):
+            Levels of that head's temporal pyramid, each with half the points of the one before. The first learns
+            events whose ends are up to 4 segments away, each further level twice as many, the last all longer ones.
+        boundary_loss_weight (`float`):
+            Weight of that head's loss, which is added to the others.
         layer_norm_eps (`float`):
             Epsilon of the layer normalizations of the localizer.
 
@@ -136,7 +144,7 @@ class AVEClipConfig(CheckedConfig):
     sub_configs_defaults = {"encoder_config": AudioCLIPConfig}
     # transformers' Trainer gathers all other outputs in evaluation: `logits` only.
     keys_to_ignore_at_inference = [
-        *("event_logits", "event_loss", "category_loss"),
+        *("event_logits", "event_loss", "category_loss", "boundary_loss", "proposal_logits", "proposal_spans"),
         *("visual_attentions", "temporal_attentions", "feature_attentions", "hidden_states"),
     ]
 
@@ -172,6 +180,9 @@ class AVEClipConfig(CheckedConfig):
     max_segments: int | None = None
     supervision: str = "full"
     video_pooling: str = "mean"
+    boundary_regression: bool = False
+    boundary_levels: int = 4
+    boundary_loss_weight: float | int = 1.0
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self, audioclip_config: Any = None, **kwargs: Any) -> None:
@@ -323,7 +334,8 @@ class AVEClipConfig(CheckedConfig):
         self.check_size()
 
     def _check_sizes(self) -> None:
-        for name in ("hidden_size", "agva_hidden_size", "agva_attention_size", "min_event_segments"):
+        sizes = ("hidden_size", "agva_hidden_size", "agva_attention_size", "min_event_segments", "boundary_levels")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.hidden_size % 2:
@@ -332,7 +344,7 @@ class AVEClipConfig(CheckedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
-        for name in ("event_loss_weight", "category_loss_weight"):
+        for name in ("event_loss_weight", "category_loss_weight", "boundary_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.layer_norm_eps <= 0:
@@ -348,6 +360,12 @@ class AVEClipConfig(CheckedConfig):
                 raise ValueError(f"`{name}`={getattr(self, name)} needs problem_type='multi_label'.")
         if self.video_pooling == "attention" and self.supervision != "weak":
             raise ValueError("`video_pooling`='attention' needs supervision='weak': only then videos are pooled.")
+        for name, needed in (("problem_type", MULTI_LABEL), ("supervision", "full")):
+            if self.boundary_regression and getattr(self, name) != needed:
+                raise ValueError(
+                    f"`boundary_regression`=True needs {name}={needed!r}, got {getattr(self, name)!r}: the head "
+                    "learns the exact times of events that may overlap."
+                )
         if self.max_segments is not None and self.max_segments < 1:
             raise ValueError(f"`max_segments` must be at least 1, got {self.max_segments}.")
         weights = self.class_weights
@@ -366,6 +384,7 @@ class AVEClipConfig(CheckedConfig):
         for name, is_fixed in (
             ("class_weights", self.class_weights is not None),
             ("video_pooling", self.video_pooling == "attention"),
+            ("boundary_regression", self.boundary_regression),
         ):
             if is_fixed:
                 raise ValueError(
@@ -392,10 +411,12 @@ class AVEClipConfig(CheckedConfig):
         lstms = 4 * hidden * (visual + audio + fused + refined + 2 * hidden)
         fusions = hidden * (copies * (8 * hidden + 3 * hidden) + refiner_copies * (4 * fused + 3 * hidden))
         towers = self.encoder_config.count_weights() if self.use_encoders else 0
+        boundaries = 3 * hidden * ((self.boundary_levels + 1) * hidden + 3 * self.num_labels)
+        boundaries = boundaries if self.boundary_regression else 0
         classifier = hidden * self.num_labels
         if self.label_embedding_size is not None:
             classifier = self.label_embedding_size * (visual + audio + hidden + self.num_labels)
-        return towers + attention + lstms + fusions + classifier
+        return towers + attention + lstms + fusions + boundaries + classifier
 
     def _check_feature_sizes(self) -> None:
         sizes = {name: getattr(self, name) for name in ("image_feature_size", "audio_feature_size")}

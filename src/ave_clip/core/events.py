@@ -464,7 +464,7 @@ def _scored_event(
     return Event(label, *span_in_seconds(first, end, segment_seconds, duration), score)
 
 
-def span_in_seconds(first: int, end: int, segment_seconds: float, duration: float | None) -> tuple[float, float]:
+def span_in_seconds(first: float, end: float, segment_seconds: float, duration: float | None) -> tuple[float, float]:
     """Returns start and end in seconds of the segments from `first` to `end` (exclusive).
 
     The last segment of a video may be incomplete, so no span ends after `duration`, if that is known.

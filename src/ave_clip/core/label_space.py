@@ -15,7 +15,7 @@ import torch
 from .categories import BACKGROUND_LABEL, IGNORED_LABEL, MULTI_LABEL, SINGLE_LABEL, class_names
 from .events import Event, decode_events, decode_labels, find_events, find_overlapping_events, span_in_seconds
 from .losses import multi_label_loss, multi_label_video_loss, segment_loss, video_level_loss
-from .proposals import propose_events
+from .proposals import Proposals, dense_proposals, place_events, propose_events, rank_proposals
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class LabelSpace:
         decoder: str | None = None,
         min_event_segments: int = 1,
         threshold: float | None = None,
+        proposals: Proposals | None = None,
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Decodes the probabilities of one video.
 
@@ -176,6 +177,7 @@ class LabelSpace:
             min_event_segments (`int`): Shortest event, for the decoders that use it.
             threshold (`float`, *optional*): Probability from which a class counts as active, in a multi-label space;
                 by default that of the space.
+            proposals ([`Proposals`], *optional*): What a boundary head proposes: gives the events exact times.
 
         Returns:
             Segments and events, as `AVEClipProcessor.post_process_localization` describes them.
@@ -187,6 +189,8 @@ class LabelSpace:
             threshold = self.event_threshold if threshold is None else threshold
             active = decode_events(probabilities, decoder or "viterbi", min_event_segments, threshold)
             events = find_overlapping_events(active, probabilities, segment_seconds, duration)
+            if proposals is not None:
+                events = place_events(events, proposals, segment_seconds, duration)
             segments = self._active_segments(probabilities, threshold, segment_seconds, duration)
         else:
             if threshold is not None:
@@ -206,15 +210,34 @@ class LabelSpace:
         ]
         return segments, named
 
+    def video_proposals(self, model: Any, hidden: torch.Tensor) -> Proposals:
+        """Returns the proposals of a model's boundary head for one video of any length.
+
+        Args:
+            model ([`AVEClipForLocalization`]): With `boundary_regression`.
+            hidden (`torch.Tensor` of shape `(T, hidden_size)`): The last of `hidden_states`, of windows the mean.
+        """
+        with torch.no_grad():
+            logits, spans = model.propose(hidden[None].to(model.device, model.dtype))
+        return dense_proposals(logits[0], spans[0], len(hidden))
+
     def propose_events(
-        self, probabilities: np.ndarray, segment_seconds: float = 1.0, duration: float | None = None, **options: Any
+        self,
+        probabilities: np.ndarray,
+        segment_seconds: float = 1.0,
+        duration: float | None = None,
+        proposals: Proposals | None = None,
+        **options: Any,
     ) -> list[Event]:
         """Returns many candidate events of one video with scores, to rank them; see [`propose_events`].
 
         Args:
             probabilities (`np.ndarray` of shape `(T, C)`): Result of `probabilities`.
             segment_seconds (`float`), duration (`float`, *optional*), options: Arguments of [`propose_events`].
+            proposals ([`Proposals`], *optional*): Candidates of a boundary head, instead of runs of segments.
         """
+        if proposals is not None:
+            return rank_proposals(proposals, segment_seconds, duration, **options)
         return propose_events(probabilities[:, : len(self.event_names)], segment_seconds, duration, **options)
 
     def _active_segments(

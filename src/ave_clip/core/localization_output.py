@@ -14,7 +14,8 @@ class AVEClipLocalizationOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Hybrid loss of eq. 17: `event_loss_weight * event_loss + category_loss_weight * category_loss`.
+            Hybrid loss of eq. 17: `event_loss_weight * event_loss + category_loss_weight * category_loss`; plus
+            `boundary_loss_weight * boundary_loss`, if the model has `boundary_regression`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_segments, num_labels)`):
             Class scores before softmax, background last; or before the sigmoid of each class if events may overlap.
         event_logits (`torch.FloatTensor` of shape `(batch_size, num_segments)`, *optional*):
@@ -23,6 +24,13 @@ class AVEClipLocalizationOutput(ModelOutput):
             Binary cross-entropy of `event_logits`; `None` under weak supervision or without event attention.
         category_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Cross-entropy of `logits`.
+        boundary_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Loss of the proposals, if the model has `boundary_regression`.
+        proposal_logits (`torch.FloatTensor` of shape `(batch_size, num_points, num_labels)`, *optional*):
+            With `boundary_regression`: score before the sigmoid of the event that each point of the temporal pyramid
+            proposes for each class; the points of the first level come first.
+        proposal_spans (`torch.FloatTensor` of shape `(batch_size, num_points, num_labels, 2)`, *optional*):
+            Start and end of these events in segments, not rounded; they may reach beyond the video.
         visual_attentions (`torch.FloatTensor` of shape `(batch_size, num_segments, num_locations)`, *optional*):
             AGVA weights over the locations of the frames; they sum to 1 per segment.
         temporal_attentions (`tuple` of `torch.FloatTensor` of shape `(batch_size, num_segments, num_segments)`):
@@ -38,6 +46,9 @@ class AVEClipLocalizationOutput(ModelOutput):
     event_logits: torch.Tensor | None = None
     event_loss: torch.Tensor | None = None
     category_loss: torch.Tensor | None = None
+    boundary_loss: torch.Tensor | None = None
+    proposal_logits: torch.Tensor | None = None
+    proposal_spans: torch.Tensor | None = None
     visual_attentions: torch.Tensor | None = None
     temporal_attentions: tuple[torch.Tensor, ...] | None = None
     feature_attentions: tuple[torch.Tensor, ...] | None = None

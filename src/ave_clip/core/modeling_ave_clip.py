@@ -6,6 +6,7 @@ The steps of `AVEClipForLocalization.forward`:
       ── attend ──> one visual vector per segment (AGVA)
       ── BiLSTM each ──> F  ── fusion ──> O                                      eq. 4-12
       ── EGTA ──> O'  ── refiner ──> O_w  ── BiLSTM, W_8 ──> logits              eq. 13-16
+      ── boundary head, if configured ──> proposals with exact times             dense methods, not the paper
 
 Shapes: B batch, T segments, K frames per segment, S samples per segment, P frame locations, D feature width,
 d hidden size, C classes (including background for one label per segment).
@@ -28,6 +29,7 @@ from .localization_output import AVEClipLocalizationOutput
 from .losses import event_attention_loss
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
 from .modeling_base import AlignedPreTrainedModel
+from .modeling_boundaries import AVEClipBoundaryHead, BoundaryMixin
 from .modeling_clip_resnet import AudioCLIPVisionModel
 from .modeling_esresnext import AudioCLIPAudioModel
 from .modeling_fusion import WHOLE_VIDEO, AVEClipMultiWindowTemporalFusion
@@ -100,7 +102,7 @@ class AVEClipPreTrainedModel(AlignedPreTrainedModel):
         elif isinstance(module, AVEClipFeatureNorm):
             init.zeros_(module.mean)
             init.ones_(module.spread)
-        elif isinstance(module, AVEClipLabelClassifier):
+        elif isinstance(module, AVEClipLabelClassifier | AVEClipBoundaryHead):
             module.init_weights()
         elif isinstance(module, AVEClipLSTM):
             bound = 1 / math.sqrt(module.hidden_size)
@@ -108,7 +110,7 @@ class AVEClipPreTrainedModel(AlignedPreTrainedModel):
                 init.uniform_(parameter, -bound, bound)
 
 
-class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
+class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrainedModel):
     """AVE-CLIP: classifies each segment of a video as one of the audio-visual events or as background."""
 
     def __init__(self, config: AVEClipConfig) -> None:
@@ -154,6 +156,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
         self.pooling = None
         if config.video_pooling == "attention":
             self.pooling = nn.Linear(hidden_size, config.num_labels)
+        self.boundary_head = AVEClipBoundaryHead(config) if config.boundary_regression else None
         self.encoders_frozen = False
         self.post_init()
         self._freeze_unused()
@@ -305,7 +308,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
             output_attentions (`bool`): Whether to return the temporal and feature maps.
 
         Returns:
-            [`AVEClipLocalizationOutput`], without losses.
+            [`AVEClipLocalizationOutput`], without losses and proposals.
         """
         lengths = self._lengths(segment_mask)
         if not torch.compiler.is_compiling():
@@ -363,6 +366,8 @@ class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
         frame_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        event_spans: torch.Tensor | None = None,
+        event_labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         **kwargs,
@@ -389,6 +394,11 @@ class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
                 One class per segment (-100 is not counted), or per video if `config.supervision` is `"weak"`. If
                 `config.problem_type` is `"multi_label"`, 0 or 1 for each class in one more dimension: `(batch_size,
                 num_segments, num_labels)` or `(batch_size, num_labels)`.
+            event_spans (`torch.FloatTensor` of shape `(batch_size, num_events, 2)`, *optional*):
+                Start and end of the events in segments, not rounded: needed together with `labels` if the model has
+                `boundary_regression`.
+            event_labels (`torch.LongTensor` of shape `(batch_size, num_events)`, *optional*):
+                Class of each event; -100 is padding.
             output_attentions (`bool`, *optional*):
                 Whether to return `visual_attentions`, `temporal_attentions` and `feature_attentions`.
             output_hidden_states (`bool` or `list[int]`, *optional*):
@@ -410,11 +420,18 @@ class AVEClipForLocalization(OpenVocabularyMixin, AVEClipPreTrainedModel):
         visual, visual_attentions = self.attend(image, audio)
         output = self.localize(visual, audio, segment_mask, output_attentions)
         losses = {} if labels is None else self._losses(output, labels, segment_mask)
+        hidden = None if output.hidden_states is None else output.hidden_states[-1]
+        if self.boundary_head is not None and hidden is not None:
+            output.proposal_logits, output.proposal_spans = self.propose(hidden, segment_mask)
+        if labels is not None and self.boundary_head is not None:
+            losses |= self._boundary_losses(output, labels, segment_mask, event_spans, event_labels, losses["loss"])
         # A new object, because the entries of a ModelOutput keep the order in which they were set.
         return AVEClipLocalizationOutput(
             **losses,
             logits=output.logits,
             event_logits=output.event_logits,
+            proposal_logits=output.proposal_logits,
+            proposal_spans=output.proposal_spans,
             visual_attentions=visual_attentions if output_attentions else None,
             temporal_attentions=output.temporal_attentions,
             feature_attentions=output.feature_attentions,

@@ -168,15 +168,20 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
         self._look_for(candidate_labels)
         config, space = self.model.config, LabelSpace.of(self.model.config)
         info = model_outputs[-1]["info"]
+        proposals = None
         if info["missing"]:
             probabilities = space.background(info["total"])
         else:
             windows = self._windows(self.model, num_segments, overlap)
-            probabilities = space.probabilities(_all_logits(windows, model_outputs).double()).numpy()
+            values = _all_logits(windows, model_outputs)
+            probabilities = space.probabilities(values[:, : len(space.names)].double()).numpy()
+            if windows.keeps_hidden:
+                proposals = space.video_proposals(self.model, values[:, len(space.names) :])
         decoding = {
             "decoder": decoder or getattr(config, "decoder", None),
             "min_event_segments": config.min_event_segments if min_event_segments is None else min_event_segments,
             "threshold": threshold,
+            "proposals": proposals,
         }
         result = self._finish(probabilities, space, info, top_k, **decoding)
         if hasattr(self.model, "senses"):
@@ -225,7 +230,7 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
     def _segments(self, logits: torch.Tensor, first: int, threshold: float | None) -> list[dict[str, Any]]:
         space = LabelSpace.of(self.model.config)
         seconds = self.segmenter.video_processor.segment_seconds
-        probabilities = space.probabilities(logits.double()).numpy()
+        probabilities = space.probabilities(logits[:, : len(space.names)].double()).numpy()
         segments, _ = space.find_events(probabilities, seconds, decoder="none", threshold=threshold)
         for segment in segments:
             segment["start"] += first * seconds

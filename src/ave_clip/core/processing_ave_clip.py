@@ -18,6 +18,7 @@ from .builtin_checkpoints import LoadsBuiltinNames
 from .categories import BACKGROUND_LABEL, MULTI_LABEL, SINGLE_LABEL, check_labels, check_problem_type
 from .events import check_threshold
 from .label_space import LabelSpace
+from .proposals import dense_proposals
 from .segments import audio_windows, num_segments_for, samples_per_segment
 from .video_clip import ReadOptions, VideoClip
 from .video_io import read_video
@@ -350,7 +351,8 @@ class AVEClipProcessor(LoadsBuiltinNames, ProcessorMixin):
 
         Args:
             outputs ([`AVEClipLocalizationOutput`]):
-                Output with `logits` of shape `(batch_size, num_segments, num_labels)`.
+                Output with `logits` of shape `(batch_size, num_segments, num_labels)`. If it has the proposals of a
+                boundary head, events start and end where these do, and not with segments.
             min_event_segments (`int`, *optional*):
                 Shortest run for `"merge"`, shortest event for `"viterbi"` and `"hysteresis"`; 1 disables it. By
                 default the value of the processor, which is 3 unless its checkpoint has another.
@@ -379,7 +381,8 @@ class AVEClipProcessor(LoadsBuiltinNames, ProcessorMixin):
             ValueError: If the decoder is unknown or made for another problem type, `threshold` is given for a model
                 with one label per segment, or `durations` or `segment_mask` does not match the batch.
         """
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        outputs = outputs if isinstance(outputs, Mapping) else vars(outputs)
+        logits, proposed = outputs["logits"], outputs.get("proposal_logits")
         space = LabelSpace(self._names(logits.shape[-1]), self.problem_type, self.event_threshold)
         probabilities = space.probabilities(logits.detach().float()).cpu().numpy().astype(np.float64)
         shortest = self.min_event_segments if min_event_segments is None else min_event_segments
@@ -389,7 +392,10 @@ class AVEClipProcessor(LoadsBuiltinNames, ProcessorMixin):
         for row, length in enumerate(lengths):
             duration = None if durations is None else durations[row]
             video = probabilities[row, :length]
-            segments, events = space.find_events(video, seconds, duration, decoder, shortest, threshold)
+            proposals = None
+            if proposed is not None:
+                proposals = dense_proposals(proposed[row], outputs["proposal_spans"][row], length)
+            segments, events = space.find_events(video, seconds, duration, decoder, shortest, threshold, proposals)
             results.append({"segments": segments, "events": events})
         return results
 

@@ -1,18 +1,21 @@
-"""Candidate events with scores from class probabilities per segment, for measures that rank events; numpy only.
+"""Candidate events with scores: from class probabilities per segment, or from a boundary head.
 
 A decoder returns the events that it is sure of. Average precision instead ranks as many candidates as possible, so
 that precision can be read at every recall. N candidates, T segments, C classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from .events import Event, class_runs, span_in_seconds
 
 # Every 0.05: also a class that never reaches 0.5 gets candidates, and a confident one gets tight boundaries.
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 MAX_EVENTS_PER_MINUTE = 100  # UnAV-100's evaluation keeps 100 per video, and its videos last up to a minute
+REACH = 1.0  # a segment is active from half of it on, so a run of segments ends within one segment of its event
 SIGMA, MIN_SCORE = 0.4, 0.001  # of UnAV-100's evaluation (UnAV, configs/avel_unav100.yaml)
 
 
@@ -52,19 +55,97 @@ def propose_events(
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
         raise ValueError("Probabilities must be in [0, 1], without NaN. Apply a sigmoid or softmax to the logits.")
     num_segments = len(probabilities)
-    if max_events is None:
-        max_events = MAX_EVENTS_PER_MINUTE * max(1, int(np.ceil(num_segments * segment_seconds / 60)))
     labels, starts, ends = _runs_at_thresholds(probabilities, thresholds)
     scores = _contrast(probabilities, labels, starts, ends)
+    candidates = Proposals(labels, starts.astype(np.float64), ends.astype(np.float64), scores, num_segments)
+    return rank_proposals(candidates, segment_seconds, duration, sigma, max_events)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate events of one video, in any order.
+
+    Args:
+        labels (`np.ndarray` of shape `(N,)`): Class indices.
+        starts (`np.ndarray` of shape `(N,)`), ends (`np.ndarray` of shape `(N,)`): Times in segments, not rounded.
+        scores (`np.ndarray` of shape `(N,)`): Scores from 0 to 1.
+        num_segments (`int`): Number of segments of the video.
+    """
+
+    labels: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    scores: np.ndarray
+    num_segments: int
+
+
+def dense_proposals(logits: torch.Tensor, spans: torch.Tensor, num_segments: int) -> Proposals:
+    """Returns what the boundary head proposes for one video, clipped at its ends.
+
+    Args:
+        logits (`torch.Tensor` of shape `(P, C)`): `proposal_logits`.
+        spans (`torch.Tensor` of shape `(P, C, 2)`): `proposal_spans`, in segments.
+        num_segments (`int`): Number of segments of the video.
+    """
+    scores = logits.detach().double().sigmoid().cpu().numpy()
+    starts, ends = spans.detach().double().clamp(0, num_segments).cpu().numpy().transpose(2, 0, 1)
+    points, labels = np.nonzero((scores >= MIN_SCORE) & (ends > starts))
+    starts, ends, scores = (values[points, labels] for values in (starts, ends, scores))
+    return Proposals(labels, starts, ends, scores, num_segments)
+
+
+def rank_proposals(
+    proposals: Proposals,
+    segment_seconds: float = 1.0,
+    duration: float | None = None,
+    sigma: float = SIGMA,
+    max_events: int | None = None,
+) -> list[Event]:
+    """Returns the best candidates after soft-NMS; arguments and result as in [`propose_events`]."""
+    if max_events is None:
+        max_events = MAX_EVENTS_PER_MINUTE * max(1, int(np.ceil(proposals.num_segments * segment_seconds / 60)))
+    labels, starts, ends, scores = proposals.labels, proposals.starts, proposals.ends, proposals.scores
     # Soft-NMS only lowers scores, so the best `max_events` of its result are among few more candidates.
     kept = _best(scores, labels, starts, 20 * max_events)
     labels, starts, ends, scores = labels[kept], starts[kept], ends[kept], scores[kept]
     scores = soft_nms(labels, starts, ends, scores, sigma)
     events = []
     for index in _best(scores, labels, starts, max_events):
-        span = span_in_seconds(int(starts[index]), int(ends[index]), segment_seconds, duration)
+        span = span_in_seconds(float(starts[index]), float(ends[index]), segment_seconds, duration)
         events.append(Event(int(labels[index]), *span, float(scores[index])))
     return events
+
+
+def place_events(
+    events: Sequence[Event], proposals: Proposals, segment_seconds: float = 1.0, duration: float | None = None
+) -> list[Event]:
+    """Moves the ends of decoded events to where a boundary head proposes them.
+
+    The decoder decides which events there are, from segments that are averaged over all windows of a long video: no
+    event is found twice, or ends at a seam. Each of its ends becomes the mean of the same ends, at most `REACH`
+    segments away, of the proposals of its class, weighted with their scores. Without any, it stays.
+
+    Args:
+        events (`Sequence[Event]`): Decoded events.
+        proposals ([`Proposals`]): What the head proposes for the video.
+        segment_seconds (`float`), duration (`float`, *optional*): As in [`propose_events`].
+
+    Returns:
+        `list[Event]`: ordered by start, end and label.
+    """
+    placed = []
+    for event in events:
+        weights = proposals.scores * (proposals.labels == event.label)
+        first = _nearby_mean(proposals.starts, weights, event.start / segment_seconds)
+        last = _nearby_mean(proposals.ends, weights, event.end / segment_seconds)
+        start, end = span_in_seconds(first, last, segment_seconds, duration)
+        placed.append(replace(event, start=start, end=end) if end > start else event)
+    return sorted(placed, key=lambda event: (event.start, event.end, event.label))
+
+
+def _nearby_mean(times: np.ndarray, weights: np.ndarray, time: float) -> float:
+    weights = weights * (np.abs(times - time) <= REACH)
+    return float((weights * times).sum() / weights.sum()) if weights.any() else time
 
 
 def soft_nms(
@@ -158,4 +239,4 @@ def _best(scores: np.ndarray, labels: np.ndarray, starts: np.ndarray, number: in
     return order[scores[order] > 0][:number]
 
 
-__all__ = ["propose_events", "soft_nms"]
+__all__ = ["Proposals", "dense_proposals", "place_events", "propose_events", "rank_proposals", "soft_nms"]

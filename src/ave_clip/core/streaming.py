@@ -215,6 +215,11 @@ class WindowLogits:
 
     def __init__(self, model: Any, window: int, overlap: float) -> None:
         self.model, self.window = model, window
+        self.width = model.config.num_labels
+        # The boundary head runs once over the whole video, on averages of what it sees in each window.
+        self.keeps_hidden = getattr(model.config, "boundary_regression", False)
+        if self.keeps_hidden:
+            self.width += model.config.hidden_size
         self.stride = max(1, window - round(window * overlap))
         self.next_start = 0  # start of the next regular window
         self.kept_from = 0  # segments before this one are final and no longer kept
@@ -228,10 +233,11 @@ class WindowLogits:
 
         Returns:
             `torch.Tensor` of shape `(num_final, num_labels)`: Averaged logits of the next segments that no later
-            window will contain.
+            window will contain. With `boundary_regression`, the averaged last hidden state follows the logits:
+            `(num_final, num_labels + hidden_size)`.
         """
         visual, audio = visual.to(self.model.device), audio.to(self.model.device)
-        total = torch.zeros(len(visual), self.model.config.num_labels, device=self.model.device)
+        total = torch.zeros(len(visual), self.width, device=self.model.device)
         fresh = [visual, audio, total, total[:, :1].clone()]
         self.kept = [torch.cat(pair) for pair in zip(self.kept, fresh)] if self.kept else fresh
         seen = self.kept_from + len(self.kept[0])
@@ -255,9 +261,12 @@ class WindowLogits:
         visual, audio, total, number = self.kept
         first = torch.tensor(starts, device=visual.device) - self.kept_from
         for rows in (first[:, None] + torch.arange(length, device=visual.device)).split(_WINDOWS_PER_CALL):
-            logits = self.model.localize(visual[rows], audio[rows]).logits.float()
-            total.index_add_(0, rows.flatten(), logits.flatten(0, 1))
-            number.index_add_(0, rows.flatten(), torch.ones_like(logits[..., :1]).flatten(0, 1))
+            output = self.model.localize(visual[rows], audio[rows])
+            values = output.logits.float()
+            if self.keeps_hidden:
+                values = torch.cat([values, output.hidden_states[-1].float()], dim=-1)
+            total.index_add_(0, rows.flatten(), values.flatten(0, 1))
+            number.index_add_(0, rows.flatten(), torch.ones_like(values[..., :1]).flatten(0, 1))
 
     def _release(self, end: int) -> torch.Tensor:
         count = end - self.kept_from

@@ -30,6 +30,8 @@ def collate_rows(
         `(batch_size, num_segments)`, `labels` `(batch_size, num_segments)`, or `(batch_size,)` with `video_level`, and
         `rows` `(batch_size,)`, the numbers of the rows if they have one. With several labels per segment, `labels`
         have a last axis of classes. For windows of long videos, `first` `(batch_size,)`, the first segment of each.
+        Rows with exact times of events give `event_spans` `(batch_size, num_events, 2)` and `event_labels`
+        `(batch_size, num_events)`, -100 at padding.
 
     Raises:
         ValueError: if rows contain no input of the model, or no `video_label` with `video_level`.
@@ -58,6 +60,10 @@ def collate_rows(
         batch["rows"] = torch.tensor([int(row["row"]) for row in rows])
     if any("first" in row for row in rows):
         batch["first"] = torch.tensor([int(row.get("first", 0)) for row in rows])
+    if all("event_spans" in row for row in rows):
+        number = max(len(row["event_spans"]) for row in rows)
+        batch["event_spans"] = torch.stack([fit_length(row["event_spans"], number) for row in rows])
+        batch["event_labels"] = torch.stack([fit_length(row["event_labels"], number, IGNORED_LABEL) for row in rows])
     return batch
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..core.categories import MULTI_LABEL
 from ..core.events import group_segments
 from ..core.losses import IGNORED_LABEL
 
@@ -230,8 +231,11 @@ def describe_shard(path: Path) -> dict[str, Any]:
     facts["events"], facts["durations"] = content.get("events"), content.get("durations")
     if "seen" in content:  # of data sets that hold classes out of training
         facts["seen"] = content["seen"]
+    settings = content["settings"]
+    if facts["events"] is None and settings.get("problem_type") == MULTI_LABEL:  # written without their times
+        facts["events"] = [None] * len(facts["rows"])
+        facts["durations"] = [None] * len(facts["rows"])
     if facts["events"] is None:  # a shard of an earlier version: its labels say the same for whole segments
-        settings = content["settings"]
         seconds = settings.get("segment_seconds", 1.0)
         rows = [row[:length] for row, length in zip(labels, facts["lengths"])]
         facts["events"] = [_events_of_labels(row, len(settings.get("id2label", ())) - 1, seconds) for row in rows]

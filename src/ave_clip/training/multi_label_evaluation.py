@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..core.categories import IGNORED_LABEL, MULTI_LABEL
-from ..core.events import decode_events, decode_labels, find_overlapping_events
-from ..core.proposals import propose_events
+from ..core.events import Event, decode_events, decode_labels, find_overlapping_events
+from ..core.proposals import Proposals, place_events, propose_events, rank_proposals
 from .multi_label_metrics import MultiLabelMeasures, TimedEvent, events_of_labels, one_hot_labels, segment_map
 from .prediction import SplitPredictions
 
@@ -107,19 +107,42 @@ def measure_multi_label(
     durations = [predictions.truth.get(row, {}).get("duration") for row in predictions.rows]
     measures = MultiLabelMeasures(labels, events, names, num_resamples)
     candidates = [
-        [(event.label, event.start, event.end, event.score) for event in propose_events(*clip)]
-        for clip in zip(scores, itertools.repeat(segment_seconds), durations)
+        [(event.label, event.start, event.end, event.score) for event in found]
+        for found in propose_split(predictions, scores, labels, segment_seconds, durations)
     ]
     ranked = measures.ranked(scores, candidates)  # the same for all decoders
     results = {}
     for name, decoder, shortest in settings:
         active = decode_split(predictions, labels, decoder, shortest, threshold)
-        decoded = [
-            [(event.label, event.start, event.end) for event in find_overlapping_events(*clip)]
-            for clip in zip(active, scores, itertools.repeat(segment_seconds), durations)
-        ]
-        results[name] = measures.join(ranked, measures.decoded(active, decoded))
+        times = itertools.repeat(segment_seconds), durations
+        decoded = [find_overlapping_events(*clip) for clip in zip(active, scores, *times)]
+        if predictions.proposals is not None:
+            decoded = [place_events(*clip) for clip in zip(decoded, predictions.proposals, *times)]
+        timed = [[(event.label, event.start, event.end) for event in found] for found in decoded]
+        results[name] = measures.join(ranked, measures.decoded(active, timed))
     return results
+
+
+def propose_split(
+    predictions: SplitPredictions,
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    segment_seconds: float,
+    durations: Sequence[float | None],
+) -> list[list[Event]]:
+    """Returns the ranked candidates of each clip: of its boundary head, or runs of segments without one."""
+    times = itertools.repeat(segment_seconds), durations
+    if predictions.proposals is None:
+        return [propose_events(*clip) for clip in zip(scores, *times)]
+    known = [_with_known_labels(*clip) for clip in zip(predictions.proposals, labels)]
+    return [rank_proposals(*clip) for clip in zip(known, *times)]
+
+
+def _with_known_labels(proposals: Proposals, labels: np.ndarray) -> Proposals:
+    """Leaves out the proposals whose middle is in a segment where the label `(T, C)` of their class is unknown."""
+    middles = ((proposals.starts + proposals.ends) / 2).astype(int).clip(0, len(labels) - 1)
+    known = labels[middles, proposals.labels] != IGNORED_LABEL
+    return replace(proposals, scores=proposals.scores * known)
 
 
 def decode_split(

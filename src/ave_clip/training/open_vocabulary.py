@@ -24,9 +24,9 @@ from ..core.label_space import LabelSpace
 from ..core.losses import IGNORED_LABEL
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..files import atomic_file
-from .clip_windows import read_clip_window
+from .clip_windows import read_clip_window, truth_of
 from .features import FeatureStoreError
-from .splits import Clips, LabelledClips, truth_of
+from .splits import Clips, LabelledClips
 
 if TYPE_CHECKING:
     import datasets

@@ -16,9 +16,10 @@ from torch.utils.data import Subset
 from ..core.categories import MULTI_LABEL, SINGLE_LABEL
 from ..core.label_space import LabelSpace
 from ..core.losses import IGNORED_LABEL
+from ..core.proposals import Proposals
 from ..files import atomic_file
-from .clip_windows import DEFAULT_WINDOW, ClipWindows, merge_windows
-from .splits import Clips, ReadableBatches, truth_of
+from .clip_windows import DEFAULT_WINDOW, ClipWindows, merge_windows, truth_of
+from .splits import Clips, ReadableBatches
 
 
 @dataclass
@@ -36,6 +37,7 @@ class SplitPredictions:
         truth (`dict[int, dict]`): By row, the annotated `events` (a list of `label`, `start` and `end`, or `None`
             where they are withheld) and the `duration` in seconds, if the data set has them.
         problem_type (`str`): "single_label" or "multi_label".
+        proposals (`list[Proposals]`, *optional*): By clip, what the boundary head proposes; `None` without one.
     """
 
     rows: list[int]
@@ -45,6 +47,7 @@ class SplitPredictions:
     unreadable: dict[int, str] = field(default_factory=dict)
     truth: dict[int, dict[str, Any]] = field(default_factory=dict)
     problem_type: str = SINGLE_LABEL
+    proposals: list[Proposals] | None = None
 
 
 @torch.no_grad()
@@ -72,16 +75,20 @@ def predict_clips(
     # The bare model: DDP would wait in each forward pass for the processes that have no batch left.
     model = accelerator.unwrap_model(localizer)
     space = LabelSpace.of(model.config)
+    has_proposals = getattr(model.config, "boundary_regression", False)
+    wanted = {"output_hidden_states": [-1]} if has_proposals else {}
     own = []
     for batch in loader:
         batch = send_to_device(batch, accelerator.device)
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "first", "labels")}
-        output = model(**prepare(inputs))
+        output = model(**prepare(inputs), **wanted)
         logits = {"logits": output.logits.float(), "event_logits": output.event_logits}
         columns = {"labels": batch["labels"], "probabilities": space.probabilities(logits["logits"]), **logits}
         if output.event_logits is not None:
             columns["event_logits"] = output.event_logits.float()
             columns["event_probabilities"] = columns["event_logits"].sigmoid()
+        if has_proposals:  # the head sees whole clips, after their windows are merged
+            columns["hidden"] = output.hidden_states[-1].float()
         values = {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
         lengths = batch["segment_mask"].sum(dim=-1).tolist()
         firsts = batch["first"].tolist() if "first" in batch else [0] * len(lengths)
@@ -103,6 +110,9 @@ def predict_clips(
         if clips and "event_probabilities" in clips[0]
         else None,
         problem_type=space.problem_type,
+        proposals=[space.video_proposals(model, torch.from_numpy(clip["hidden"])) for clip in clips]
+        if has_proposals
+        else None,
     )
 
 

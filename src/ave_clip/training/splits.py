@@ -260,16 +260,6 @@ class LabelledClips(Dataset):
 Clips = ClipReader | ClipWindows | FeatureStore | LabelledClips | Subset | ConcatDataset
 
 
-def truth_of(clips: Any) -> dict[int, dict[str, Any]]:
-    """Returns the annotated `events` and the `duration` of each row, as far as its source knows them."""
-    while not hasattr(clips, "truth"):
-        inner = getattr(clips, "clips", None) or getattr(clips, "dataset", None)
-        if inner is None:
-            return {}
-        clips = inner
-    return clips.truth
-
-
 def video_label(
     labels: torch.Tensor, background: int, withheld: int | torch.Tensor = IGNORED_LABEL
 ) -> int | torch.Tensor:
