@@ -8,7 +8,7 @@ import torch
 from transformers import pipeline
 
 import ave_clip  # noqa: F401
-from ave_clip.core.encoders import Similarity, importlib
+from ave_clip.core.encoders import Similarity, encoder_for, importlib
 from ave_clip.core.modeling_audio_visual_encoder import AudioVisualEncoderModel
 from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProcessor
 from ave_clip.core.zero_shot import OTHER_LABEL, combine, score_classes, score_texts
@@ -109,6 +109,47 @@ def test_probabilities_are_what_the_towers_say(localizers, video):
     shares = (seen * heard).sqrt()
     expected = torch.cat([shares / shares.sum(dim=-1, keepdim=True) * agreement, 1 - agreement], dim=-1)
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")
+def test_both_is_what_the_joint_embedding_of_each_segment_says(localizers, video):
+    localizer = localizers("pe-av")
+    # With so low a threshold, audio and image always agree, so that no segment is background.
+    options = {"agreement_threshold": -10.0, "decoder": "none", "num_frames_per_segment": 2}
+    segments = localizer(video, candidate_labels=LABELS, **options)["segments"]
+    processor, model = localizer.segmenter, localizer.model
+    inputs = processor(videos=video, num_frames_per_segment=2, return_tensors="pt")
+    tokens = localizer.processor.tokenizer(LABELS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        joint = model.audio_video_encoder(
+            input_values=inputs["input_values"][0], pixel_values_videos=inputs["pixel_values"][0]
+        ).pooler_output
+        texts = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        texts = model.text_audio_video_head(texts.last_hidden_state[:, 0])
+        logits = model.audio_video_head(joint) @ texts.T * model.text_audio_video_logit_scale
+        both = (logits + model.text_audio_video_logit_bias).sigmoid()
+    assert [segment["label"] for segment in segments] == [LABELS[row.argmax()] for row in both]
+    np.testing.assert_allclose([segment["both"] for segment in segments], both.amax(dim=-1), atol=1e-5)
+    np.testing.assert_allclose(
+        [segment["score"] for segment in segments], (both / both.sum(dim=-1, keepdim=True)).amax(dim=-1), atol=1e-5
+    )
+
+
+@pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")
+def test_missing_frames_do_not_change_a_joint_embedding(localizers):
+    encoder = encoder_for(localizers("pe-av").model)
+    torch.manual_seed(0)
+    frames, windows = torch.randn(3, 4, 3, 32, 32), torch.randn(3, 1, 8000)
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4])
+    with torch.no_grad():
+        found = encoder.embed_jointly(frames, mask, windows)
+        for index, number in ((0, 4), (1, 2)):
+            alone = encoder.embed_jointly(
+                frames[index, None, :number], mask[index, None, :number], windows[index, None]
+            )
+            for sense, values in alone.items():
+                torch.testing.assert_close(found[sense][index, None], values, rtol=1e-4, atol=1e-5)
+    assert not found["both"][2].any() and not found["seen"][2].any() and found["heard"][2].any()
 
 
 def test_labels_are_embedded_once_per_tower(localizers, video, monkeypatch):

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from .categories import class_names
-from .events import HEARD, SEEN
+from .events import BOTH, HEARD, SEEN
 from .modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
 
 
@@ -144,12 +144,33 @@ class Encoder:
         """Encodes windows of audio `(N, ...)`, as the model's feature extractor gives them."""
         return Features(pooled=self.model.get_audio_features(input_values.to(self.dtype)).pooler_output)
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether the model also embeds frames and audio of a segment together, with `embed_jointly`."""
+        return False
+
+    def embed_jointly(
+        self, pixel_values: torch.Tensor, frame_mask: torch.Tensor, input_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Embeds segments: their audio, their frames, and both together.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(N, num_frames, 3, height, width)`): Frames of each segment.
+            frame_mask (`torch.BoolTensor` of shape `(N, num_frames)`): `False` where a frame is missing.
+            input_values (`torch.Tensor` of shape `(N, ...)`): Windows, as the model's feature extractor gives them.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"heard"`, `"seen"` and `"both"`, each `(N, D)`; the last two are zero where a
+            segment has no frame.
+        """
+        raise NotImplementedError(f"A model of the type {self.model.config.model_type!r} has no joint embedding.")
+
     def text(self, tokens: Mapping[str, torch.Tensor], sense: str) -> torch.Tensor:
-        """Embeds texts for the comparison with what is `"seen"` or `"heard"`: `(L, D)`."""
+        """Embeds texts for the comparison with what is `"seen"`, `"heard"` or, if joint, `"both"`: `(L, D)`."""
         return self.model.get_text_features(**tokens).pooler_output
 
     def similarity(self, sense: str) -> Similarity:
-        """How texts are compared with what is `"seen"` or `"heard"`."""
+        """How texts are compared with what is `"seen"`, `"heard"` or, if joint, `"both"`."""
         bias = getattr(self.model, "logit_bias", None)
         return Similarity(self.model.logit_scale.float().exp().item(), None if bias is None else bias.float().item())
 
@@ -288,7 +309,7 @@ class PeAudioVideoEncoder(Encoder):
     """PE-AV: images and audio by one model. Its own `forward` and several `get_*_embeds` fail in transformers 5.24."""
 
     model_types = ("pe_audio_video",)
-    templates = {SEEN: "{}", HEARD: "{}"}
+    templates = {SEEN: "{}", HEARD: "{}", BOTH: "{}"}
     text_parts = ()  # its towers share the text model
     packages = ("timm",)
 
@@ -302,15 +323,44 @@ class PeAudioVideoEncoder(Encoder):
     def audio(self, input_values: torch.Tensor) -> Features:
         return Features(pooled=self.model.audio_model.get_audio_embeds(input_values.to(self.dtype)))
 
+    @property
+    def is_joint(self) -> bool:
+        return True
+
+    def embed_jointly(
+        self, pixel_values: torch.Tensor, frame_mask: torch.Tensor, input_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        # The joint head was trained on whole windows of audio and video. A segment is such a window, of 1 s by
+        # default, and its frames are one video.
+        has_frames = frame_mask.any(dim=-1)
+        # A mask makes the model align audio and frames item by item. Attention needs at least one frame.
+        mask = None if frame_mask.all() else frame_mask | ~has_frames.unsqueeze(-1)
+        embeds = self.model.get_audio_video_embeds(
+            input_values=input_values.to(self.dtype),
+            pixel_values_videos=pixel_values.to(self.dtype),
+            padding_mask_videos=mask,
+            return_audio_embeds=True,
+            return_video_embeds=True,
+        )
+        seen, both = (
+            part.masked_fill(~has_frames.unsqueeze(-1), 0) for part in (embeds.video_embeds, embeds.audio_video_embeds)
+        )
+        return {HEARD: embeds.audio_embeds, SEEN: seen, BOTH: both}
+
     def text(self, tokens: Mapping[str, torch.Tensor], sense: str) -> torch.Tensor:
-        towers = self.model.audio_model, self.model.video_model
-        head = towers[0].text_audio_head if sense == HEARD else towers[1].text_video_head
-        return head(_first_token(self.model.text_model, tokens))
+        heads = {
+            HEARD: self.model.audio_model.text_audio_head,
+            SEEN: self.model.video_model.text_video_head,
+            BOTH: self.model.text_audio_video_head,
+        }
+        return heads[sense](_first_token(self.model.text_model, tokens))
 
     def similarity(self, sense: str) -> Similarity:
         audio, video = self.model.audio_model, self.model.video_model
         if sense == HEARD:
             return _pe_similarity(audio.text_audio_logit_scale, audio.text_audio_logit_bias)
+        if sense == BOTH:
+            return _pe_similarity(self.model.text_audio_video_logit_scale, self.model.text_audio_video_logit_bias)
         return _pe_similarity(video.text_video_logit_scale, video.text_video_logit_bias)
 
     def agreement(self) -> Similarity:
@@ -401,6 +451,15 @@ class TwoTowersEncoder(Encoder):
 
     def audio(self, input_values: torch.Tensor) -> Features:
         return self.tower(HEARD).audio(input_values)
+
+    @property
+    def is_joint(self) -> bool:
+        return self.model.audio_model is None and self.tower(SEEN).is_joint
+
+    def embed_jointly(
+        self, pixel_values: torch.Tensor, frame_mask: torch.Tensor, input_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return self.tower(SEEN).embed_jointly(pixel_values, frame_mask, input_values)
 
     def text(self, tokens: Mapping[str, torch.Tensor], sense: str) -> torch.Tensor:
         return self.tower(sense).text(tokens, sense)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from .builtin_checkpoints import resolve_checkpoint
 from .encoders import Encoder, encoder_for
-from .events import HEARD, SEEN
+from .events import BOTH, HEARD, SEEN
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
 from .modeling_audioclip import AudioCLIPModel
 from .processing_audio_visual_encoder import AudioVisualEncoderProcessor
@@ -17,11 +17,11 @@ from .processing_audioclip import AudioCLIPProcessor
 
 
 def embed_texts(texts: Sequence[str], sense: str, tower: Encoder, processor: Any) -> torch.Tensor:
-    """Embeds texts for the comparison with what is `"seen"` or `"heard"`.
+    """Embeds texts for the comparison with what is `"seen"`, `"heard"` or, by a joint encoder, `"both"`.
 
     Args:
         texts (`Sequence[str]`): The texts.
-        sense (`str`): `"seen"` or `"heard"`.
+        sense (`str`): `"seen"`, `"heard"` or `"both"`.
         tower ([`Encoder`]): The encoder of that sense.
         processor (`ProcessorMixin`): With its tokenizer.
 
@@ -29,7 +29,8 @@ def embed_texts(texts: Sequence[str], sense: str, tower: Encoder, processor: Any
         `torch.Tensor` of shape `(L, D)`: float32, on the CPU.
     """
     if hasattr(processor, "tokenizer_of"):  # a composite's
-        tokens = processor.tokenize(texts, sense, **tower.text_options)
+        # One model that embeds both has one tokenizer.
+        tokens = processor.tokenize(texts, SEEN if sense == BOTH else sense, **tower.text_options)
     else:
         tokens = processor.tokenizer(list(texts), return_tensors="pt", **tower.text_options)
     tokens.pop("token_type_ids", None)

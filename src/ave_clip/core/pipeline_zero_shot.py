@@ -1,5 +1,6 @@
 """The pipeline `"zero-shot-audio-visual-event-localization"`: events by their names alone, with any encoder."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from .categories import BACKGROUND_LABEL
 from .concepts import ConceptMatch, ConceptTable
 from .encoders import encoder_for
-from .encoding import encode_frames, encode_in_chunks, place_segments
-from .events import DEFAULT_DECODER, HEARD, SEEN
+from .encoding import ENCODER_CHUNK_SIZE, encode_frames, encode_in_chunks, place_segments
+from .events import BOTH, DEFAULT_DECODER, HEARD, SEEN, SENSES
 from .label_encoder import embed_texts
 from .label_space import LabelSpace
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
@@ -56,7 +57,9 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
     AudioCLIP), or the classes of a classifier that mean the label. Audio and image agree with probability
     `sigmoid(scale * (cos(audio, image) - threshold))` if the encoder has one space for both (AudioCLIP, PE-AV), else
     with the sum over the labels of the products of both probabilities. The labels share the probability of agreement
-    in proportion to the geometric mean of both senses; the remainder is background.
+    in proportion to the geometric mean of both senses; the remainder is background. PE-AV also embeds the frames and
+    audio of a segment together: `both` is then the probability that this joint embedding shows the label, and replaces
+    the geometric mean.
 
     Encoders are trained to rank similarities, so their absolute values mean little: choose `agreement_threshold` on a
     few videos of your own.
@@ -219,8 +222,16 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
     ) -> dict[str, Any]:
         if candidate_labels is None:
             raise ValueError(NO_LABELS)
-        for sense in (HEARD, SEEN):  # labels that cannot be used are an error before anything is encoded
+        senses = SENSES if self._encoder.is_joint else (HEARD, SEEN)
+        for sense in senses:  # labels that cannot be used are an error before anything is encoded
             self._prepare_labels(candidate_labels, sense, hypothesis_template)
+        evidence = self._joint_evidence(model_inputs) if self._encoder.is_joint else self._evidence(model_inputs)
+        report_progress(progress, model_inputs["info"])
+        passed_on = {name: model_inputs[name] for name in ("segment_mask", "info", "is_last")}
+        return {**evidence, **passed_on}
+
+    def _evidence(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What is heard and what is seen in each segment: each `(B, T, D or C)`."""
         segments = model_inputs["segment_mask"]
         image = encode_frames(
             lambda frames: self._encoder.image(frames).evidence,
@@ -231,17 +242,26 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
         )
         waveforms = model_inputs["input_values"][segments]
         audio = encode_in_chunks(lambda windows: self._encoder.audio(windows).evidence, waveforms)
-        report_progress(progress, model_inputs["info"])
-        return {
-            "image": image,
-            "audio": place_segments(audio, segments),
-            "segment_mask": segments,
-            "info": model_inputs["info"],
-            "is_last": model_inputs["is_last"],
-        }
+        return {SEEN: image, HEARD: place_segments(audio, segments)}
+
+    def _joint_evidence(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What is heard, seen, and both in each segment, whose frames are one video: each `(B, T, D)`."""
+        segments = model_inputs["segment_mask"]
+        names = ("pixel_values", "frame_mask", "input_values")
+        items = [model_inputs[name][segments] for name in names]
+        num_segments = len(items[0])
+        if num_segments == 0:  # a blank segment gives the shape, as in `encode_in_chunks`
+            items = [item.new_zeros(1, *item.shape[1:]) for item in items]
+        num_parts = math.ceil(items[0].shape[:2].numel() / ENCODER_CHUNK_SIZE)  # a limited number of frames at a time
+        embeds = []
+        for frames, mask, windows in zip(*(item.tensor_split(num_parts) for item in items)):
+            pixels = self._normalize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            embeds.append(self._encoder.embed_jointly(pixels, mask, windows))
+        joined = {sense: torch.cat([part[sense] for part in embeds])[:num_segments] for sense in SENSES}
+        return {sense: place_segments(values, segments) for sense, values in joined.items()}
 
     def _prepare_labels(self, labels: Sequence[str], sense: str, template: str | None) -> Any:
-        """What evidence of one sense is compared with: embeddings of the labels and of "other", or classes.
+        """What evidence of one sense, or of both, is compared with: embeddings of the labels and "other", or classes.
 
         The latest sets of labels are cached across calls.
         """
@@ -287,7 +307,8 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             probabilities = space.background(info["total"])
             senses = unknown_senses(info["total"], len(candidate_labels))
         else:
-            evidence = {HEARD: real_segments(model_outputs, "audio"), SEEN: real_segments(model_outputs, "image")}
+            senses = SENSES if self._encoder.is_joint else (HEARD, SEEN)
+            evidence = {sense: real_segments(model_outputs, sense) for sense in senses}
             scores = self._score(evidence, candidate_labels, hypothesis_template, agreement_threshold)
             probabilities, senses = scores.probabilities.double().numpy(), scores.senses.numpy()
         decoding = {"decoder": decoder, "min_event_segments": min_event_segments}
@@ -315,7 +336,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             return combine(scores[HEARD], scores[SEEN])
         similar = similarity.of_pairs(evidence[HEARD].float().cpu(), evidence[SEEN].float().cpu())
         logits = similar - similarity.scale * (threshold or 0.0) + (similarity.bias or 0.0)
-        return combine(scores[HEARD], scores[SEEN], logits.sigmoid())
+        return combine(scores[HEARD], scores[SEEN], logits.sigmoid(), scores.get(BOTH))
 
 
 __all__ = ["ZeroShotAudioVisualEventLocalizationPipeline"]

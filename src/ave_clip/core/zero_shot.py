@@ -78,7 +78,9 @@ def score_classes(logits: torch.Tensor, label_classes: Sequence[Sequence[int]], 
     return torch.stack(columns, dim=-1)
 
 
-def combine(heard: torch.Tensor, seen: torch.Tensor, agreement: torch.Tensor | None = None) -> LabelScores:
+def combine(
+    heard: torch.Tensor, seen: torch.Tensor, agreement: torch.Tensor | None = None, both: torch.Tensor | None = None
+) -> LabelScores:
     """Combines what is heard and seen.
 
     The labels share the probability that audio and image agree, in proportion to the geometric mean of both senses; a
@@ -90,10 +92,13 @@ def combine(heard: torch.Tensor, seen: torch.Tensor, agreement: torch.Tensor | N
         agreement (`torch.Tensor` of shape `(T,)`, *optional*):
             Probability that audio and image agree, from encoders with a shared space. By default the probability that
             both senses find one label: the sum of the products of their probabilities, at most 1.
+        both (`torch.Tensor` of shape `(T, L)`, *optional*):
+            Log-probabilities of an encoder that embeds audio and image together. They replace the geometric mean, and
+            are returned as `both`; by default `both` is the label's part of the probability of agreement.
     """
     can_hear, can_see = ~heard.isnan(), ~seen.isnan()
     only_heard, only_seen = torch.where(can_hear, heard, seen), torch.where(can_see, seen, heard)
-    shares = ((only_heard + only_seen) / 2).softmax(dim=-1)
+    shares = ((only_heard + only_seen) / 2 if both is None else both).softmax(dim=-1)
     if agreement is None:
         product = torch.where(can_hear & can_see, heard + seen, only_heard)
         agreement = product.exp().sum(dim=-1).clamp(max=1)
@@ -102,7 +107,7 @@ def combine(heard: torch.Tensor, seen: torch.Tensor, agreement: torch.Tensor | N
         probabilities=torch.cat([labels, 1 - agreement.unsqueeze(-1)], dim=-1),
         heard=heard.exp(),
         seen=seen.exp(),
-        both=labels.masked_fill(~(can_hear & can_see), float("nan")),
+        both=labels.masked_fill(~(can_hear & can_see), float("nan")) if both is None else both.exp(),
     )
 
 
