@@ -1,11 +1,11 @@
-"""Cross-modality localization, AVEL's second task, with AudioCLIP's embeddings: locate an audio segment in the frames
-of its clip, and frames in the audio.
+"""Cross-modality localization, AVEL's second task, with embeddings: locate an audio segment in the frames of its clip,
+and frames in the audio.
 
-What it reads: AudioCLIP (or a localizer, for its towers) and labelled videos of any kind (`--data`, with one label per
-segment), or stage 2's pooled features.
+What it reads: an encoder with one space for images and audio, such as AudioCLIP or PE-AV (or a localizer, for its
+encoder), and labelled videos of any kind (`--data`, with one label per segment), or stage 2's pooled features.
 If the data set has AVE's split for this task (`test_order_match.h5`), its rows are used; otherwise the rows of the
 supervised split. Events that fill their clip are left out, as in AVEL. Some test rows of the task are training rows
-of the supervised task: for towers that were fine-tuned on AVE, pass `--own_split`.
+of the supervised task: for encoders that were fine-tuned on AVE, pass `--own_split`.
 What it writes: for queries of a whole event and of one second, in both directions, the fraction of exact answers, of
 answers at most one second away, and of random guessing, as JSON; prints a table.
 
@@ -23,6 +23,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from ave_clip.core.categories import labels_with_background
+from ave_clip.core.encoders import shared_space_of
+from ave_clip.core.similarity import SharedSpace
 from ave_clip.data.readers import find_reader
 from ave_clip.data.source import MATCH_ORDER_FILES, read_source
 from ave_clip.data.storage import open_storage
@@ -39,11 +41,10 @@ from ave_clip.training.arguments import (
     write_json,
 )
 from ave_clip.training.checkpoints import (
-    audioclip_config,
     build_localizer,
-    build_processor,
+    encoder_config,
     load_encoder,
-    load_feature_extractor,
+    load_processor,
 )
 from ave_clip.training.clips import ClipReader
 from ave_clip.training.cross_modality import (
@@ -52,6 +53,7 @@ from ave_clip.training.cross_modality import (
     embed_clips,
     measure_cross_modality,
     read_embeddings,
+    space_of_store,
 )
 from ave_clip.training.features import FeatureStore
 from ave_clip.training.splits import open_videos as open_splits
@@ -62,7 +64,7 @@ SPLITS = ("train", "validation", "test")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="With --data: AudioCLIP, or a localizer for its towers; folder or Hub id.")
+    parser.add_argument("--model", help="With --data: encoder with one space for images and audio, or a localizer.")
     source = parser.add_mutually_exclusive_group(required=True)
     add_data_argument(source)
     source.add_argument("--features_dir", help="Output of stage 2 with --visual_feature_type pooled.")
@@ -104,29 +106,35 @@ def has_task_split(args: argparse.Namespace) -> bool:
 
 
 def embed_videos(args: argparse.Namespace, accelerator: Accelerator, name: str):
-    """Embed the videos; returns clips, the index of background, and the reason for each unreadable row."""
+    """Embed the videos; returns clips, the index of background, the space, and the reason for each unreadable row.
+
+    Raises:
+        ValueError: if images and audio have no space in common, or the data set does not have the split.
+    """
+    encoder = load_encoder(args.model)
+    space = shared_space_of(encoder_config(encoder), args.model)
     options = {"name": name} if name != "full" else {}
     splits = open_splits(args.data, **video_options(args, problem_type="single_label", **options))
     if args.split not in splits:
         raise ValueError(f"{args.data} has no {args.split} split, only {list(splits)}. Pass --split.")
     examples = splits[args.split]
     examples = examples.select(range(min(len(examples), args.max_clips or len(examples))))
-    encoder = load_encoder(args.model)
-    config, id2label = audioclip_config(encoder), labels_with_background(examples.features["category"].names)
+    id2label = labels_with_background(examples.features["category"].names)
     localizer = build_localizer(encoder, id2label, {"visual_feature_type": "pooled"}).to(accelerator.device)
-    extractor = load_feature_extractor(args.model, config)
-    reader = ClipReader(examples, build_processor(config, extractor, args.num_frames_per_segment))
+    reader = ClipReader(examples, load_processor(args.model, encoder, args.num_frames_per_segment))
     clips, unreadable = embed_clips(accelerator, localizer, reader, args.batch_size, args.num_workers)
     for row, reason in unreadable.items():
         logger.warning("row %d could not be read: %s", row, reason)
-    return clips, len(id2label) - 1, unreadable
+    return clips, len(id2label) - 1, space, unreadable
 
 
-def read_features(args: argparse.Namespace, is_task_split: bool) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Read embeddings of stage 2 and the index of background; the rows of the task are searched in all splits.
+def read_features(
+    args: argparse.Namespace, is_task_split: bool
+) -> tuple[list[dict[str, torch.Tensor]], int, SharedSpace]:
+    """Read embeddings of stage 2, the index of background and the space; the task's rows are searched in all splits.
 
     Raises:
-        ValueError: if none of the rows is in the features.
+        ValueError: if none of the rows is in the features, or images and audio have no space in common.
     """
     rows = read_source(args.annotations_dir, cross_modality=True).splits.get(args.split, []) if is_task_split else None
     folders = [Path(args.features_dir) / split for split in (SPLITS if is_task_split else [args.split])]
@@ -139,7 +147,7 @@ def read_features(args: argparse.Namespace, is_task_split: bool) -> tuple[list[d
         )
     if not clips:
         raise ValueError(f"{args.features_dir} contains none of the requested rows: extract the {args.split} split.")
-    return clips[: args.max_clips], len(stores[0].manifest["id2label"]) - 1
+    return clips[: args.max_clips], len(stores[0].manifest["id2label"]) - 1, space_of_store(stores[0])
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -176,16 +184,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     is_task_split, unreadable = has_task_split(args), {}
     if args.data:
         name = "cross_modality" if is_task_split else "full"
-        clips, background, unreadable = embed_videos(args, accelerator, name)
+        clips, background, space, unreadable = embed_videos(args, accelerator, name)
     else:
-        clips, background = read_features(args, is_task_split)
+        clips, background, space = read_features(args, is_task_split)
     results = {
-        query: measure_cross_modality(clips, background, query, args.num_resamples, args.seed)
+        query: measure_cross_modality(
+            clips, background, query, args.num_resamples, args.seed, is_cosine=space.is_cosine
+        )
         for query in args.queries
     }
     if is_task_split:
         logger.warning(
-            "These rows are the task's own split: towers fine-tuned on AVE's train split have seen many of them."
+            "These rows are the task's own split: encoders fine-tuned on AVE's train split have seen many of them."
         )
     if accelerator.is_main_process:
         show(results)

@@ -1,14 +1,17 @@
-"""Stage 1: fine-tune AudioCLIP's image and audio towers with contrastive learning on event segments.
+"""Stage 1: fine-tune an encoder's image and audio towers with contrastive learning on event segments.
 
 What it learns: symmetric InfoNCE (eq. 1) between one frame and one second of audio of the same event segment of the
 training split. Segments of the same class (or video) are not used as negatives of each other; background segments of
-the same videos can be added as negatives.
-What it reads: AudioCLIP (a checkpoint, or a .json configuration to start from random weights) and labelled videos
-of any kind that `ave_clip.data.open_dataset` reads. Each clip is decoded once, into `--cache_dir`.
-What it writes: the best AudioCLIP by retrieval on the validation split, its feature extractor, a model card, training
-curves (`metrics.jsonl`) and `results.json`. A run that was killed resumes with `--resume`.
+the same videos can be added as negatives. Encoders that were trained with a pairwise sigmoid loss, such as PE-AV, keep
+that loss, so that their scale and bias keep their meaning.
+What it reads: an encoder with one space for images and audio (AudioCLIP, PE-AV, or a folder that this stage wrote; or
+a .json configuration of AudioCLIP to start from random weights), and labelled videos of any kind that
+`ave_clip.data.open_dataset` reads. Each clip is decoded once, into `--cache_dir`.
+What it writes: the best encoder by retrieval on the validation split, its processor, a model card, training curves
+(`metrics.jsonl`) and `results.json`. A run that was killed resumes with `--resume`.
 
     accelerate launch examples/finetune_audioclip.py --model AudioCLIP --data AVE_Dataset --output_dir stage1
+    accelerate launch examples/finetune_audioclip.py --model facebook/pe-av-small --data AVE_Dataset --output_dir pe
     accelerate launch examples/finetune_audioclip.py --config examples/configs/tiny/stage1.yaml ...   # from scratch
     torchrun --nproc_per_node 2 examples/finetune_audioclip.py --cpu ...   # the same run on two processes
 
@@ -19,7 +22,6 @@ AudioCLIP's own recipe: --train audio --optimizer sgd --learning_rate 5e-5 --wei
 
 import argparse
 import logging
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -36,10 +38,10 @@ from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
-from ave_clip.checkpoints.cards import write_audioclip_card
+from ave_clip.checkpoints.cards import write_audioclip_card, write_encoder_card
 from ave_clip.checkpoints.push import add_hub_arguments, create_repository, push_folder
 from ave_clip.core.categories import AVE_CATEGORIES
-from ave_clip.core.modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
+from ave_clip.core.modeling_audioclip import AudioCLIPModel
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
     add_data_argument,
@@ -52,9 +54,9 @@ from ave_clip.training.arguments import (
     write_json,
 )
 from ave_clip.training.checkpoints import (
-    build_processor,
-    load_audioclip,
-    load_feature_extractor,
+    load_processor,
+    load_shared_encoder,
+    processor_to_save,
     save_checkpoint,
     towers_fingerprint,
 )
@@ -66,29 +68,26 @@ from ave_clip.training.gradients import (
     use_shared_batch_norm,
     use_unscaled_spectrogram,
 )
-from ave_clip.training.losses import (
-    FALSE_NEGATIVE_MASKS,
-    audio_image_contrastive_loss,
-    gather_segments,
-    gather_with_gradient,
-)
+from ave_clip.training.losses import FALSE_NEGATIVE_MASKS, gather_segments, gather_with_gradient
 from ave_clip.training.metrics import retrieval_metrics
-from ave_clip.training.pairs import SegmentPairs, augment_frames, augment_sounds, collate_pairs
+from ave_clip.training.pairs import (
+    SegmentPairs,
+    augment_frames,
+    augment_sounds,
+    check_sound_augmentation,
+    collate_pairs,
+)
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
+from ave_clip.training.shared_space import limit_scale, loss_of, scales_of, space_of
 from ave_clip.training.splits import open_videos
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("finetune_audioclip")
 
-# Names of the parameters that `--train` selects; the temperature has its own option. The text tower is not trained.
-TRAINED = {
-    "both": r"(vision|audio)_model\.",
-    "image": r"vision_model\.",
-    "audio": r"audio_model\.",
-    "heads": r"vision_model\.attnpool\.|audio_model\.fc\.",
-}
-TEMPERATURE = "logit_scale_ai"
+# Fields of `SharedSpace` whose modules `--train` selects; scale and bias have their own option. The text tower is not
+# trained.
+TRAINED = {"both": ("image", "audio"), "image": ("image",), "audio": ("audio",), "heads": ("heads",)}
 SELECTION = {"pair": r"(audio_to_image|image_to_audio)_r\d+", "class": r".*_class_r1"}
 
 
@@ -99,15 +98,16 @@ class Run:
     args: argparse.Namespace
     accelerator: Accelerator
     model: torch.nn.Module
-    spectrogram: UnscaledSpectrogram
+    spectrogram: UnscaledSpectrogram | None
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
     loaders: dict[str, DataLoader]
     processor: Any
+    saved_processor: Any
     state: RunState
 
     @property
-    def audioclip(self) -> torch.nn.Module:
+    def encoder(self) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -117,7 +117,11 @@ class Run:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="AudioCLIP: folder, Hub id, or .json configuration.")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Encoder with one space for images and audio: folder, Hub id, or AudioCLIP's .json configuration.",
+    )
     add_data_argument(parser, required=True)
     add_video_arguments(parser)
     parser.add_argument("--output_dir", required=True, help="Folder of the best model.")
@@ -148,7 +152,12 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Add a background segment of its video to each pair as a negative.",
     )
-    group.add_argument("--temperature", choices=("learned", "frozen"), default="learned", help="Kept in [1/100, 1].")
+    group.add_argument(
+        "--temperature",
+        choices=("learned", "frozen"),
+        default="learned",
+        help="Scale of similarities, and PE-AV's bias.",
+    )
     group.add_argument(
         "--select_by",
         choices=SELECTION,
@@ -163,7 +172,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--train_spectrogram",
         action=argparse.BooleanOptionalAction,
-        help="Also train the fbsp parameters. Default: unless they are untrained (order 0: noisy gradients).",
+        help="Also train AudioCLIP's fbsp parameters. Default: unless they are untrained (order 0: noisy gradients).",
     )
     group.add_argument(
         "--batch_norm", choices=("eval", "train"), default="eval", help="Pass 'train' to train from scratch."
@@ -287,12 +296,16 @@ def build_dataloader(args, pairs: SegmentPairs, accelerator: Accelerator, is_tra
 
 def freeze(args: argparse.Namespace, model: torch.nn.Module) -> None:
     """Freeze all parameters except those that `--train`, `--train_spectrogram` and `--temperature` select."""
+    space = space_of(model)
+    trained = tuple(f"{name}." for part in TRAINED[args.train] for name in getattr(space, part))
+    fixed = tuple(f"{name}." for name in space.fixed)
     for name, parameter in model.named_parameters():
-        if name == TEMPERATURE:
+        if name in (space.scale, space.bias):
             is_trained = args.temperature == "learned"
         else:
-            is_trained = re.match(TRAINED[args.train], name) and (args.train_spectrogram or ".fbsp." not in name)
-        parameter.requires_grad_(bool(is_trained))
+            is_trained = name.startswith(trained) and not name.startswith(fixed)
+            is_trained = is_trained and (args.train_spectrogram or ".fbsp." not in name)
+        parameter.requires_grad_(is_trained)
 
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_epoch: int):
@@ -319,9 +332,15 @@ def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, steps_per_
 
 
 def set_training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Switch to training mode, but keep the batch norm statistics of pretrained or frozen layers."""
-    model.train()
+    """Switch the spectrogram to training mode, and batch norm unless its layer is pretrained or frozen.
+
+    The rest stays in evaluation mode, without dropout: with `--chunk_size` each segment is encoded twice, with the
+    same result.
+    """
+    model.eval()
     for module in model.modules():
+        if isinstance(module, UnscaledSpectrogram):
+            module.train()
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.train(batch_norm == "train" and module.weight.requires_grad)
 
@@ -338,15 +357,16 @@ def train_epoch(run: Run, progress: dict[str, Any]) -> float:
         batch = send_to_device(batch, accelerator.device)
         loss = backward(run, batch, progress["step"]).item()
         clip_gradients(run, batch, progress["step"])
-        values = {"loss": loss, "learning_rate": run.scheduler.get_last_lr()[0]}
+        learning_rate = run.scheduler.get_last_lr()[0]
         run.optimizer.step()
         run.scheduler.step()
         run.optimizer.zero_grad()
-        limit_temperature(run.audioclip)
+        limit_scale(run.encoder)
         progress["batch"] += 1
         progress["step"] += 1
         progress["loss_sum"] += loss
-        accelerator.log({**values, "logit_scale": temperature(run.audioclip).item()}, step=progress["step"])
+        values = dict(zip(("logit_scale", "logit_bias"), (scale.item() for scale in scales_of(run.encoder))))
+        accelerator.log({"loss": loss, "learning_rate": learning_rate, **values}, step=progress["step"])
         if args.save_steps and progress["step"] % args.save_steps == 0:
             run.state.save(progress)
     return progress["loss_sum"] / progress["batch"]
@@ -358,18 +378,20 @@ def backward(run: Run, batch: dict[str, Any], step: int) -> torch.Tensor:
     class_ids, video_ids = (gather_segments(batch[name], num_pairs) for name in ("class_ids", "video_ids"))
     options = {"mask": run.args.false_negative_mask, "num_pairs": len(gather_with_gradient(batch["rows"][:num_pairs]))}
 
-    def loss_function(audio: torch.Tensor, image: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    contrastive_loss = loss_of(run.encoder)
+
+    def loss_function(audio: torch.Tensor, image: torch.Tensor, *scales: torch.Tensor) -> torch.Tensor:
         embeds = [gather_segments(tensor, num_pairs) for tensor in (audio, image)]
-        loss = audio_image_contrastive_loss(*embeds, logit_scale, class_ids, video_ids, **options)
+        loss = contrastive_loss(*embeds, *scales, class_ids, video_ids, **options)
         check_finite(run, batch, step, "loss", loss)
         return loss
 
     encode_part = partial(encode, run, batch, True)
-    logit_scale = temperature(run.audioclip)
+    scales = scales_of(run.encoder)
     if run.args.chunk_size:
         sizes = (len(batch["rows"]), run.args.chunk_size)
-        return backward_in_chunks(run.accelerator, run.model, encode_part, loss_function, logit_scale, *sizes)
-    loss = loss_function(*encode_part(slice(None)), logit_scale)
+        return backward_in_chunks(run.accelerator, run.model, encode_part, loss_function, scales, *sizes)
+    loss = loss_function(*encode_part(slice(None)), *scales)
     run.accelerator.backward(loss)
     return loss.detach()
 
@@ -392,9 +414,14 @@ def clip_gradients(run: Run, batch: dict[str, Any], step: int) -> None:
     clipped = [parameter for name, parameter in named if parameter.requires_grad and ".fbsp." not in name]
     norm = run.accelerator.clip_grad_norm_(clipped, run.args.max_grad_norm)
     if run.accelerator.scaler is None:  # with fp16 the scaler skips such a step and reduces its factor
-        of_spectrogram = [p.grad.abs().max() for p in run.spectrogram.parameters() if p.grad is not None]
+        of_spectrogram = [
+            parameter.grad.abs().max()
+            for name, parameter in run.model.named_parameters()
+            if ".fbsp." in name and parameter.grad is not None
+        ]
         check_finite(run, batch, step, "gradient", torch.stack([norm, *of_spectrogram]).max())
-    run.spectrogram.scale_gradients()
+    if run.spectrogram is not None:
+        run.spectrogram.scale_gradients()
 
 
 def check_finite(run: Run, batch: dict[str, Any], step: int, name: str, value: torch.Tensor) -> None:
@@ -409,17 +436,6 @@ def check_finite(run: Run, batch: dict[str, Any], step: int, name: str, value: t
     )
 
 
-def temperature(audioclip: torch.nn.Module) -> torch.Tensor:
-    """Return the factor of the similarities (1 / temperature)."""
-    return audioclip.logit_scale_ai.exp()
-
-
-@torch.no_grad()
-def limit_temperature(audioclip: torch.nn.Module) -> None:
-    """Clamp the parameter, not the factor computed from it, whose gradient would stay zero beyond the bound."""
-    audioclip.logit_scale_ai.clamp_(math.log(MIN_LOGIT_SCALE), math.log(MAX_LOGIT_SCALE))
-
-
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
     """Measure retrieval between the audio and frames of different validation videos, and the loss over all of them."""
@@ -430,9 +446,10 @@ def evaluate(run: Run) -> dict[str, float]:
         results = (*encode(run, batch, False, slice(None)), batch["class_ids"], batch["video_ids"])
         gathered.append([gather_with_gradient(tensor).cpu() for tensor in results])
     audio, image, class_ids, video_ids = (torch.cat(parts) for parts in zip(*gathered))
-    scale, mask = temperature(run.audioclip).cpu(), run.args.false_negative_mask
-    loss = audio_image_contrastive_loss(audio, image, scale, class_ids, video_ids, mask=mask)
-    metrics = retrieval_metrics(audio.float().numpy(), image.float().numpy(), class_ids.numpy())
+    scales, mask = [scale.cpu() for scale in scales_of(run.encoder)], run.args.false_negative_mask
+    loss = loss_of(run.encoder)(audio, image, *scales, class_ids, video_ids, mask=mask)
+    embeds = (audio.float().numpy(), image.float().numpy())
+    metrics = retrieval_metrics(*embeds, class_ids.numpy(), is_cosine=space_of(run.encoder).is_cosine)
     score = selection_score(metrics, run.args.select_by)
     return {"score": score, "validation_loss": loss.item(), **metrics}
 
@@ -461,7 +478,7 @@ def train(run: Run, progress: dict[str, Any]) -> list[dict[str, float]]:
         logger.info("epoch %d  loss %.3f  retrieval %.3f  %.0f s", epoch, loss, metrics["score"], seconds)
         best = best_epoch(history)["epoch"]
         if best == epoch and run.accelerator.is_main_process:
-            save_checkpoint(run.output_dir, run.audioclip, run.processor.feature_extractor)
+            save_checkpoint(run.output_dir, run.encoder, run.saved_processor)
         is_over = epoch - best >= run.args.patience
         progress.update(epoch=run.args.num_epochs if is_over else epoch + 1, batch=0, loss_sum=0.0)
         run.state.save(progress)
@@ -477,7 +494,8 @@ def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]]
         is_ave = data["categories"] == list(AVE_CATEGORIES)
         dataset_name = "AVE" if is_ave else Path(run.args.data).resolve().name
         model_name = run.args.push_to_hub or run.output_dir.resolve().name
-        write_audioclip_card(run.output_dir, results, model_name=model_name, dataset_name=dataset_name)
+        write_card = write_audioclip_card if isinstance(run.encoder, AudioCLIPModel) else write_encoder_card
+        write_card(run.output_dir, results, model_name=model_name, dataset_name=dataset_name)
     run.state.finish(best)
     return best
 
@@ -485,24 +503,26 @@ def finish(run: Run, argv: Sequence[str] | None, history: list[dict[str, float]]
 def build_run(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Run, dict]:
     """Build model, data and optimizer for any number of processes; returns the run and facts about the data."""
     set_seed(args.seed)
-    model = load_audioclip(args.model)
-    feature_extractor = load_feature_extractor(args.model, model.config)
-    processor = build_processor(model.config, feature_extractor, args.num_frames_per_segment, args.segment_seconds)
+    model = load_shared_encoder(args.model)
+    processor = load_processor(args.model, model, args.num_frames_per_segment, args.segment_seconds)
+    check_sound_augmentation(processor, args.max_shift, args.sound_gain_db)
+    saved_processor = processor_to_save(args.model, model)
     loaders, data = build_dataloaders(args, processor, accelerator)
+    spectrogram = use_unscaled_spectrogram(model)
     if args.train_spectrogram is None:
-        args.train_spectrogram = bool(model.audio_model.fbsp.m.any())
+        args.train_spectrogram = spectrogram is not None and bool(spectrogram.m.any())
     settings = run_settings(args, without=("model", "data", "video_dir", "cache_dir"))
     settings |= {"towers": towers_fingerprint(model), "clips": data["clips"]}
     freeze(args, model)
-    limit_temperature(model)
-    spectrogram = use_unscaled_spectrogram(model)
+    limit_scale(model)
     if args.batch_norm == "train" and accelerator.num_processes > 1:
         use_shared_batch_norm(model)
     optimizer, scheduler = build_optimizer(args, model, len(loaders["train"]))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)  # not prepared: it would step once for each process
     state = RunState(accelerator, Path(args.output_dir) / STATE_FOLDER, settings)
-    return Run(args, accelerator, model, spectrogram, optimizer, scheduler, loaders, processor, state), data
+    parts = (model, spectrogram, optimizer, scheduler, loaders, processor, saved_processor, state)
+    return Run(args, accelerator, *parts), data
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -44,6 +44,7 @@ from maintenance.ablation_tables import (
 )
 
 from ave_clip import AVEClipConfig
+from ave_clip.core.configuration_audio_visual_encoder import AudioVisualEncoderConfig
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.h5 import VISUAL_FILE
 from ave_clip.files import atomic_file, new_folder
@@ -56,13 +57,20 @@ from ave_clip.training.arguments import (
     plain_values,
     write_json,
 )
-from ave_clip.training.checkpoints import load_audioclip, load_encoder, load_feature_extractor, towers_fingerprint
+from ave_clip.training.checkpoints import (
+    encoder_config,
+    load_audioclip,
+    load_encoder,
+    load_feature_extractor,
+    towers_fingerprint,
+)
 from ave_clip.training.features import FeatureStore
 from ave_clip.training.splits import FeatureSplits, H5Splits
 
 logger = logging.getLogger("run_ablations")
 SYNTHETIC_SEED = 0
 SYNTHETIC_FRAMES = 4
+DEFAULT_MODEL = "ave-clip-tiny"
 SETTINGS, RESULTS, PREDICTIONS = "settings.yaml", "results.json", "predictions.safetensors"
 # In the folder of a training as long as its weights are still to be deleted.
 DELETE_CHECKPOINT = "delete_checkpoint"
@@ -75,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data", "--features", help="Videos, features of stage 2, or h5 files. Default: synthetic clips."
     )
-    parser.add_argument("--model", default="ave-clip-tiny", help="The encoder of --data.")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="The encoder of --data: any that stage 2 takes.")
     parser.add_argument("--frozen_features", help="For Table 2: features of the encoder before stage 1.")
     parser.add_argument("--frozen_model", help="The encoder of --frozen_features.")
     parser.add_argument("--h5_dir", help="For Table 2: VGG19 and VGGish features of previous work.")
@@ -134,7 +142,7 @@ def open_sources(args: argparse.Namespace, tables: Sequence[Table]) -> dict[str,
         sources["data"] = open_data(args) if args.data else make_synthetic(args, args.model, "fine-tuned encoders")
     if "frozen" in needed and args.frozen_features:
         sources["frozen"] = feature_source(args.frozen_model, args.frozen_features, "features of frozen encoders")
-    elif "frozen" in needed and not args.data:
+    elif "frozen" in needed and not args.data and args.model == DEFAULT_MODEL:
         sources["frozen"] = make_synthetic(args, make_untrained_towers(args), "untrained encoders")
     if "h5" in needed and args.h5_dir:
         sources["h5"] = h5_source(args.h5_dir, args.annotations_dir)
@@ -155,9 +163,12 @@ def open_data(args: argparse.Namespace) -> Source:
 
 def feature_source(model: str | Path, folder: str | Path, description: str) -> Source:
     """Return features of stage 2, which must have three splits made by this encoder."""
-    encoder = towers_fingerprint(load_encoder(model))
+    encoder = load_encoder(model)
     for split in extract_features.SPLITS:
-        FeatureStore(Path(folder) / split).check_encoder(encoder)
+        FeatureStore(Path(folder) / split).check_encoder(towers_fingerprint(encoder))
+    config = encoder_config(encoder)
+    if config.model_type == AudioVisualEncoderConfig.model_type:  # the names of the rows say AudioCLIP
+        description += f", encoded by {config.vision_config.model_type} and {config.heard_config.model_type}"
     return Source({"model": str(model), "features_dir": str(folder)}, FeatureSplits(folder).fingerprint, description)
 
 
@@ -175,7 +186,7 @@ def h5_source(folder: str, annotations_dir: str | None) -> Source:
 
 def extract(args: argparse.Namespace, model: str | Path, clips: Path, features: Path, *options: str) -> None:
     """Run stage 2, which resumes if it was stopped."""
-    arguments = ["--model", str(model), "--data_dir", str(clips), "--output_dir", str(features), *options]
+    arguments = ["--model", str(model), "--data", str(clips), "--output_dir", str(features), *options]
     arguments += ["--num_workers", str(args.num_workers)] if args.num_workers else []
     extract_features.main([*arguments, *(["--cpu"] if args.cpu else [])])
 
@@ -201,7 +212,7 @@ def make_synthetic(args: argparse.Namespace, model: str | Path, encoders: str) -
 
 
 def make_untrained_towers(args: argparse.Namespace) -> Path:
-    """Return AudioCLIP of the tiny checkpoint's size with random weights, the start of stage 1 on synthetic clips."""
+    """Return AudioCLIP of the default model's size with random weights: the start of stage 1 on synthetic clips."""
     folder = synthetic_folder(args) / "untrained-audioclip"
     if not folder.exists():
         config = CONFIGS / "tiny" / "audioclip.json"

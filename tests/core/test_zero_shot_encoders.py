@@ -8,9 +8,10 @@ import torch
 from transformers import pipeline
 
 import ave_clip  # noqa: F401
-from ave_clip.core.encoders import Similarity, encoder_for, importlib
+from ave_clip.core.encoders import encoder_for, importlib
 from ave_clip.core.modeling_audio_visual_encoder import AudioVisualEncoderModel
 from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProcessor
+from ave_clip.core.similarity import Similarity
 from ave_clip.core.zero_shot import OTHER_LABEL, combine, score_classes, score_texts
 from tests.helpers.encoders import SAVERS
 from tests.helpers.media import write_recording

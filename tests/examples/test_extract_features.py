@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from ave_clip import AudioCLIPFeatureExtractor, AudioCLIPModel
 from ave_clip.core.categories import labels_with_background
 from ave_clip.data import generate_synthetic_ave, load_ave
-from ave_clip.training.checkpoints import audioclip_config, build_localizer, build_processor, load_encoder
+from ave_clip.training.checkpoints import build_localizer, build_processor, encoder_config, load_encoder
 from ave_clip.training.clips import ClipReader
 from ave_clip.training.features import FeatureStore, FeatureStoreError, collate_clips
 from tests.helpers.models import tiny_audioclip_config
@@ -98,7 +98,7 @@ def expected_features(work, split, index, visual_feature_type):
     encoder = load_encoder(work / "model")
     names = labels_with_background(load_ave(work / "clips", split=split).features["category"].names)
     localizer = build_localizer(encoder, names, {"visual_feature_type": visual_feature_type}).eval()
-    processor = build_processor(audioclip_config(encoder), AudioCLIPFeatureExtractor(sampling_rate=8000), 4)
+    processor = build_processor(encoder_config(encoder), AudioCLIPFeatureExtractor(sampling_rate=8000), 4)
     clip = collate_clips([ClipReader(load_ave(work / "clips", split=split), processor)[index]])
     with torch.no_grad():
         image, audio = localizer.encode(clip["pixel_values"], clip["input_values"], clip["frame_mask"])

@@ -61,7 +61,7 @@ def backward(accelerator, model, batch, num_pairs, chunk_size):
         accelerator.backward(loss)
     else:
         chunks = (len(batch["class_ids"]), chunk_size)
-        loss = backward_in_chunks(accelerator, model, encode, loss_function, logit_scale, *chunks)
+        loss = backward_in_chunks(accelerator, model, encode, loss_function, [logit_scale], *chunks)
     named = audioclip.named_parameters()
     return loss.detach(), encoded, {name: value.grad for name, value in named if value.requires_grad}
 

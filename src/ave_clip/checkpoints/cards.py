@@ -93,13 +93,17 @@ def write_localizer_card(
     return _write(Path(folder) / CARD_FILE, text)
 
 
-def write_encoder_card(folder: str | os.PathLike, results: Mapping[str, Any], *, model_name: str, **_: Any) -> Path:
+def write_encoder_card(
+    folder: str | os.PathLike, results: Mapping[str, Any], *, model_name: str, dataset_name: str = ""
+) -> Path:
     """Writes the `README.md` of a composite encoder, which names its towers.
 
     Args:
         folder (`str` or `os.PathLike`): With `config.json`.
-        results (`Mapping[str, Any]`): Not used: the towers have cards of their own.
+        results (`Mapping[str, Any]`): Content of the `results.json` that `finetune_audioclip.py` writes; empty if the
+            encoder was not fine-tuned: the towers have cards of their own.
         model_name (`str`): Title of the card, and what its example loads.
+        dataset_name (`str`): Readable name of the data of stage 1.
     """
     config = AudioVisualEncoderConfig.from_pretrained(folder)
     text = render_card(
@@ -110,6 +114,12 @@ def write_encoder_card(folder: str | os.PathLike, results: Mapping[str, Any], *,
         window=f"{config.audio_window_seconds:g}",
         sampling_rate=config.sampling_rate,
         task=ZERO_SHOT_TASK,
+        dataset_name=_escape(dataset_name),
+        history=_history(results),
+        settings=_settings(results),
+        retrieval=_retrieval(results),
+        commands=_commands((), results),
+        environment=describe_environment(results),
     )
     return _write(Path(folder) / CARD_FILE, text)
 

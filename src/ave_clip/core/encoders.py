@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
@@ -27,6 +26,7 @@ from transformers import (
 from .categories import class_names
 from .events import BOTH, HEARD, SEEN
 from .modeling_audioclip import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE
+from .similarity import SharedSpace, Similarity
 
 
 @dataclass(kw_only=True)
@@ -56,33 +56,6 @@ class ImageFeatures(Features):
     """
 
     locations: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """How two embeddings are compared: `scale * product + bias`.
-
-    Args:
-        scale (`float`): Factor of the product.
-        bias (`float`, *optional*): Of models trained with a sigmoid; `None` for those trained with a softmax.
-        is_cosine (`bool`): Whether the embeddings are first brought to length 1.
-    """
-
-    scale: float
-    bias: float | None = None
-    is_cosine: bool = True
-
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Compares `(N, D)` with `(L, D)`: `(N, L)`, without the bias."""
-        if self.is_cosine:
-            first, second = nn.functional.normalize(first, dim=-1), nn.functional.normalize(second, dim=-1)
-        return self.scale * first @ second.T
-
-    def of_pairs(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Compares `(N, D)` with `(N, D)` row by row: `(N,)`, without the bias."""
-        if self.is_cosine:
-            first, second = nn.functional.normalize(first, dim=-1), nn.functional.normalize(second, dim=-1)
-        return self.scale * (first * second).sum(dim=-1)
 
 
 class Encoder:
@@ -174,9 +147,15 @@ class Encoder:
         bias = getattr(self.model, "logit_bias", None)
         return Similarity(self.model.logit_scale.float().exp().item(), None if bias is None else bias.float().item())
 
+    @classmethod
+    def shared_space(cls, config: PreTrainedConfig) -> SharedSpace | None:
+        """The space that images and audio share in models of a configuration; `None` if there is none."""
+        return None
+
     def agreement(self) -> Similarity | None:
         """How images are compared with audio; `None` without a shared space."""
-        return None
+        space = self.shared_space(self.model.config)
+        return None if space is None else space.similarity(self.model)
 
     def classes(self, sense: str) -> list[str]:
         """Names of the classes of a classifier."""
@@ -222,14 +201,17 @@ class AudioCLIPEncoder(Encoder):
         return Features(pooled=self.model.audio_model(input_values).audio_embeds)
 
     def similarity(self, sense: str) -> Similarity:
-        return self._similarity(self.model.logit_scale_at if sense == HEARD else self.model.logit_scale)
-
-    def agreement(self) -> Similarity:
-        return self._similarity(self.model.logit_scale_ai)
-
-    @staticmethod
-    def _similarity(logit_scale: torch.Tensor) -> Similarity:
+        logit_scale = self.model.logit_scale_at if sense == HEARD else self.model.logit_scale
         return Similarity(logit_scale.float().exp().clamp(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE).item())
+
+    @classmethod
+    def shared_space(cls, config: PreTrainedConfig) -> SharedSpace:
+        return SharedSpace(
+            image=("vision_model",),
+            audio=("audio_model",),
+            heads=("vision_model.attnpool", "audio_model.fc"),
+            scale="logit_scale_ai",
+        )
 
 
 class SiglipEncoder(Encoder):
@@ -363,8 +345,16 @@ class PeAudioVideoEncoder(Encoder):
             return _pe_similarity(self.model.text_audio_video_logit_scale, self.model.text_audio_video_logit_bias)
         return _pe_similarity(video.text_video_logit_scale, video.text_video_logit_bias)
 
-    def agreement(self) -> Similarity:
-        return _pe_similarity(self.model.audio_video_logit_scale, self.model.audio_video_logit_bias)
+    @classmethod
+    def shared_space(cls, config: PreTrainedConfig) -> SharedSpace:
+        return SharedSpace(
+            image=("video_model.video_encoder", "video_model.video_head"),
+            audio=("audio_model.audio_encoder", "audio_model.audio_head"),
+            heads=("video_model.video_head", "audio_model.audio_head"),
+            scale="audio_video_logit_scale",
+            bias="audio_video_logit_bias",
+            fixed=tuple(f"audio_model.audio_encoder.embedder.{name}" for name in ("dac_encoder", "bottleneck")),
+        )
 
 
 class ClassifierEncoder(Encoder):
@@ -467,8 +457,12 @@ class TwoTowersEncoder(Encoder):
     def similarity(self, sense: str) -> Similarity:
         return self.tower(sense).similarity(sense)
 
-    def agreement(self) -> Similarity | None:
-        return None if self.model.audio_model is not None else self.tower(SEEN).agreement()
+    @classmethod
+    def shared_space(cls, config: Any) -> SharedSpace | None:
+        if config.audio_config is not None:
+            return None  # two models, each with its own space
+        space = encoder_class(config.vision_config).shared_space(config.vision_config)
+        return None if space is None else space.inside("vision_model")
 
     def text_names(self) -> list[str]:
         names = [f"vision_model.{name}" for name in self.tower(SEEN).text_names()]
@@ -502,6 +496,31 @@ def encoder_class(config: PreTrainedConfig) -> type[Encoder]:
 def encoder_for(model: PreTrainedModel) -> Encoder:
     """The interface to a model."""
     return encoder_class(model.config)(model)
+
+
+def shared_space_of(config: PreTrainedConfig, name: str) -> SharedSpace:
+    """The space that images and audio share in models of a configuration.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of an encoder.
+        name (`str`): What the user calls the model, for the error.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    space = encoder_class(config).shared_space(config)
+    if space is not None:
+        return space
+    what = f"is of the type {config.model_type!r}"
+    if config.model_type in TwoTowersEncoder.model_types:
+        parts: Any = config
+        image, audio = parts.vision_config.model_type, parts.heard_config.model_type
+        what = f"contains {image!r} for images and {audio!r} for audio"
+    raise ValueError(
+        f"{name} {what}: there is no embedding space that images and audio share, so they cannot be compared with "
+        "each other. Pass an encoder that has one, such as AudioCLIP or PE-AV (docs/encoders.md). Stages 2 and 3, the "
+        "evaluation and the zero-shot pipeline need none."
+    )
 
 
 def check_packages(config: PreTrainedConfig) -> None:
@@ -540,7 +559,7 @@ __all__ = [
     "Encoder",
     "Features",
     "ImageFeatures",
-    "Similarity",
     "encoder_class",
     "encoder_for",
+    "shared_space_of",
 ]

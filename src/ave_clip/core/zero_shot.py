@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .encoders import Similarity
+from .similarity import Similarity
 
 # Compared with each segment in addition to the labels, by models that were trained with a softmax.
 OTHER_LABEL = "other"

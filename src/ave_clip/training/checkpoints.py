@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..core.configuration_audio_visual_encoder import AudioVisualEncoderConfig
 from ..core.configuration_audioclip import AudioCLIPConfig
 from ..core.configuration_ave_clip import AVEClipConfig
-from ..core.encoders import encoder_for
+from ..core.encoders import encoder_for, shared_space_of
 from ..core.feature_extraction_audioclip import AudioCLIPFeatureExtractor
 from ..core.modeling_audio_visual_encoder import AudioVisualEncoderModel
 from ..core.modeling_audioclip import AudioCLIPModel
@@ -54,6 +54,26 @@ def load_feature_extractor(source: str | os.PathLike, config: AudioCLIPConfig) -
     if Path(source).suffix == ".json":
         return AudioCLIPFeatureExtractor(sampling_rate=config.audio_config.sampling_rate)
     return AudioCLIPFeatureExtractor.from_pretrained(source)
+
+
+def processor_to_save(
+    source: str | os.PathLike, encoder: AudioCLIPModel | AudioVisualEncoderModel
+) -> AudioCLIPFeatureExtractor | AudioVisualEncoderProcessor:
+    """Loads what is saved with an encoder besides its weights: AudioCLIP's feature extractor, or a processor.
+
+    Args:
+        source (`str` or `os.PathLike`): Where the encoder was loaded from.
+        encoder (`AudioCLIPModel` or `AudioVisualEncoderModel`): The encoder.
+    """
+    if isinstance(encoder, AudioCLIPModel):
+        return load_feature_extractor(source, encoder.config)
+    return load_saved_processor(source)
+
+
+def load_saved_processor(source: str | os.PathLike) -> Any:
+    """Loads the processor that was saved with a composite or a localizer, or joins one for another model."""
+    is_saved = AutoConfig.from_pretrained(source).model_type in ENCODER_MODELS
+    return (AutoProcessor.from_pretrained if is_saved else AudioVisualEncoderProcessor.from_towers)(os.fspath(source))
 
 
 def build_processor(
@@ -103,12 +123,11 @@ def load_processor(
         encoder (`AudioCLIPModel`, `AudioVisualEncoderModel` or `AVEClipForLocalization`): The encoder.
         num_frames_per_segment, segment_seconds, localizer: As in `build_processor`.
     """
-    config = audioclip_config(encoder)
+    config = encoder_config(encoder)
     if isinstance(config, AudioCLIPConfig):
         extractor = load_feature_extractor(source, config)
         return build_processor(config, extractor, num_frames_per_segment, segment_seconds, localizer)
-    is_saved = AutoConfig.from_pretrained(source).model_type in ENCODER_MODELS
-    saved = (AutoProcessor.from_pretrained if is_saved else AudioVisualEncoderProcessor.from_towers)(os.fspath(source))
+    saved = load_saved_processor(source)
     video_processor = copy.deepcopy(saved.video_processor)
     video_processor.num_frames_per_segment = num_frames_per_segment
     video_processor.segment_seconds = segment_seconds
@@ -133,7 +152,31 @@ def load_encoder(source: str | os.PathLike) -> EncoderModel:
     return AudioVisualEncoderModel.from_towers(os.fspath(source)) if model is None else model.from_pretrained(source)
 
 
-def audioclip_config(encoder: EncoderModel) -> AudioCLIPConfig | AudioVisualEncoderConfig:
+def load_shared_encoder(source: str | os.PathLike) -> AudioCLIPModel | AudioVisualEncoderModel:
+    """Loads an encoder with one space for images and audio, to train it or to compare images with audio.
+
+    Args:
+        source (`str` or `os.PathLike`): Folder or Hub id; or the path of AudioCLIP's `.json` configuration for random
+            weights (set the seed first).
+
+    Raises:
+        ValueError: If images and audio have no shared space, or the model is a localizer.
+    """
+    if Path(source).suffix == ".json":
+        return load_audioclip(source)
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type == AVEClipConfig.model_type:
+        raise ValueError(
+            f"{source} is a localizer, which contains a frozen encoder without its texts and scales. Pass the encoder "
+            "itself."
+        )
+    shared_space_of(config, str(source))
+    encoder = load_encoder(source)
+    assert not isinstance(encoder, AVEClipForLocalization)  # refused above
+    return encoder
+
+
+def encoder_config(encoder: EncoderModel) -> AudioCLIPConfig | AudioVisualEncoderConfig:
     """Returns the configuration of an encoder, also of one inside a localizer."""
     return encoder.config.encoder_config if isinstance(encoder, AVEClipForLocalization) else encoder.config
 
@@ -177,7 +220,7 @@ def build_localizer(
     """
     check_towers(encoder)
     names = {int(index): label for index, label in id2label.items()}
-    towers = audioclip_config(encoder).to_dict()
+    towers = encoder_config(encoder).to_dict()
     towers.pop("_name_or_path", None)  # a path on this machine
     config = AVEClipConfig(encoder_config=towers, id2label=names, **(overrides or {}))
     if not config.use_encoders:
@@ -208,13 +251,13 @@ def towers_fingerprint(encoder: EncoderModel) -> str:
     return encoder_fingerprint({"encoder": {n: value for n, value in state.items() if not n.startswith(prefixes)}})
 
 
-def save_checkpoint(folder: str | os.PathLike, localizer: AVEClipForLocalization, processor: Any = None) -> None:
-    """Saves a localizer and its processor. If it fails, the previous files are kept.
+def save_checkpoint(folder: str | os.PathLike, model: EncoderModel, processor: Any = None) -> None:
+    """Saves a localizer or an encoder, and its processor. If it fails, the previous files are kept.
 
     Args:
         folder (`str` or `os.PathLike`): Created if missing; other files in it are not changed.
-        localizer (`AVEClipForLocalization`): The model without wrapping.
-        processor (`AVEClipProcessor`, *optional*): Its processor.
+        model (`AVEClipForLocalization` or an encoder): The model without wrapping.
+        processor (*optional*): Its processor or feature extractor.
 
     Raises:
         CheckpointError: if it cannot be written, for example because the disk is full.
@@ -223,11 +266,14 @@ def save_checkpoint(folder: str | os.PathLike, localizer: AVEClipForLocalization
     try:
         target.mkdir(parents=True, exist_ok=True)
         with workshop_beside(target / "checkpoint") as partial:
-            localizer.save_pretrained(partial)
+            model.save_pretrained(partial)
             if processor is not None:
                 processor.save_pretrained(partial)
-            for path in partial.iterdir():
-                os.replace(path, target / path.name)
+            for path in partial.rglob("*"):  # each file by itself: a folder cannot replace one that is not empty
+                if path.is_file():
+                    place = target / path.relative_to(partial)
+                    place.parent.mkdir(exist_ok=True)
+                    os.replace(path, place)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The model could not be written to {target} ({error}). The previous files are kept. Free space and "

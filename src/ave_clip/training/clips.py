@@ -180,7 +180,7 @@ class ClipCache:
     Attributes:
         frames (`np.ndarray` of shape `(N, K, 3, H, W)`, uint8)
         frame_mask (`np.ndarray` of shape `(N, K)`, bool): `False` marks missing frames.
-        sounds (`np.ndarray` of shape `(N, S)`, float32)
+        sounds (`np.ndarray` of shape `(N, ..., S)`, float32)
         labels (`np.ndarray` of shape `(N,)` or `(N, C)`, int64): -100 in all segments of a clip that cannot be read.
         starts (`np.ndarray` of shape `(number of clips + 1,)`): First segment of each clip; the last entry is N.
         rows (`list[int]`): Row numbers.
@@ -239,6 +239,8 @@ def build_clip_cache(
 def cache_key(examples: "datasets.Dataset", processor: "AVEClipProcessor") -> str:
     """Returns the folder name of a cache: a hash of its clips (see `clips_fingerprint`) and settings."""
     settings = [processor.video_processor.to_dict(), processor.feature_extractor.to_dict()]
+    if processor.audio_window_seconds or processor.audio_options:  # of composites; AudioCLIP's caches keep their names
+        settings.append({"window_seconds": processor.audio_window_seconds, **processor.audio_options})
     content = json.dumps([CACHE_FORMAT, clips_fingerprint(examples), *settings], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

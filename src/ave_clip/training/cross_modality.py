@@ -1,8 +1,9 @@
 """Cross-modality localization, AVEL's second task: locate an audio segment in the frames of its clip, and vice versa.
 
 The query is the l seconds of one event in one modality. It slides over the other modality of the same clip; the answer
-is the start at which the mean cosine similarity of the l pairs of embeddings is highest (the first one on ties). AVEL
-minimizes the sum of learned distances instead; the joint embedding space of AudioCLIP needs no training for the task.
+is the start at which the mean similarity of the l pairs of embeddings is highest (the first one on ties): the cosine,
+or the product for encoders that compare by it, such as PE-AV. AVEL minimizes the sum of learned distances instead; an
+embedding space that images and audio share needs no training for the task.
 
 As in AVEL, an answer is only correct if the start is exact. Events that fill their clip are left out, since they have
 only one possible start. Queries can also be single seconds of events.
@@ -19,7 +20,10 @@ from accelerate.utils import gather_object, send_to_device
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
+from ..core.configuration_ave_clip import AVEClipConfig
+from ..core.encoders import shared_space_of
 from ..core.modeling_ave_clip import AVEClipForLocalization
+from ..core.similarity import SharedSpace
 from .bootstrap import bootstrap_draws, percentile_interval
 from .features import FeatureStore, FeatureStoreError
 from .metrics import Labels, event_spans
@@ -62,7 +66,11 @@ MAX_SIMILARITIES = 2**24  # of a batch of queries
 
 
 def locate_queries(
-    query_embeds: torch.Tensor, stream_embeds: torch.Tensor, spans: torch.Tensor, lengths: torch.Tensor | None = None
+    query_embeds: torch.Tensor,
+    stream_embeds: torch.Tensor,
+    spans: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+    is_cosine: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Locates each query span of one modality in the other modality of its clip.
 
@@ -71,10 +79,11 @@ def locate_queries(
         stream_embeds (`torch.Tensor` of shape `(Q, T, D)`): Embeddings of the other modality.
         spans (`torch.LongTensor` of shape `(Q, 2)`): First segment of each query and its end, exclusive.
         lengths (`torch.LongTensor` of shape `(Q,)`, *optional*): Segments of each clip, if some are padding.
+        is_cosine (`bool`): Compare by cosine, not by product.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: the best start, `(Q,)`, and the mean cosine at each start, `(Q, T)`, minus
-        infinity where the query does not fit.
+        `tuple[torch.Tensor, torch.Tensor]`: the best start, `(Q,)`, and the mean similarity at each start, `(Q, T)`,
+        minus infinity where the query does not fit.
 
     Raises:
         ValueError: if shapes do not match, embeddings are not finite, or a span is outside its clip.
@@ -82,7 +91,10 @@ def locate_queries(
     num_queries, num_segments = query_embeds.shape[:2]
     lengths = torch.full((num_queries,), num_segments) if lengths is None else lengths
     _check_queries(query_embeds, stream_embeds, spans, lengths)
-    similarity = normalize(query_embeds.double(), dim=-1) @ normalize(stream_embeds.double(), dim=-1).mT  # (Q, T, T)
+    embeds = [query_embeds.double(), stream_embeds.double()]
+    if is_cosine:
+        embeds = [normalize(tensor, dim=-1) for tensor in embeds]
+    similarity = embeds[0] @ embeds[1].mT  # (Q, T, T)
     starts = torch.arange(num_segments, device=similarity.device)
     first, size = spans[:, 0], spans[:, 1] - spans[:, 0]
     total = similarity.new_zeros(num_queries, num_segments)
@@ -95,7 +107,8 @@ def locate_queries(
     is_inside = starts <= (lengths - size).unsqueeze(1)
     scores = (total / size.unsqueeze(1)).masked_fill(~is_inside, -torch.inf)
     # The first of the scores that are equal to the highest up to rounding.
-    best = (scores >= scores.max(dim=1, keepdim=True).values - 1e-12).int().argmax(dim=1)
+    highest = scores.max(dim=1, keepdim=True).values
+    best = (scores >= highest - 1e-12 * highest.abs().clamp(min=1)).int().argmax(dim=1)
     return best, scores
 
 
@@ -106,6 +119,7 @@ def measure_cross_modality(
     num_resamples: int = 1000,
     seed: int = 0,
     batch_size: int = 256,
+    is_cosine: bool = True,
 ) -> dict[str, object]:
     """Measures how often the queries of all clips are located, in both directions.
 
@@ -117,6 +131,7 @@ def measure_cross_modality(
         num_resamples (`int`): Bootstrap resamples of the clips; 0 leaves the intervals out.
         seed (`int`): Seed of the bootstrap.
         batch_size (`int`): Queries per batch.
+        is_cosine (`bool`): As in `locate_queries`.
 
     Returns:
         `dict[str, object]`: `num_queries`, `num_clips` with a query, and for `audio_to_image` and `image_to_audio`
@@ -141,7 +156,7 @@ def measure_cross_modality(
     columns = {direction: [] for direction in DIRECTIONS}
     for audio, image, spans, lengths in _batch_queries(clips, asked, batch_size):
         for direction, streams in zip(DIRECTIONS, ((audio, image), (image, audio))):
-            found, _ = locate_queries(*streams, spans, lengths)
+            found, _ = locate_queries(*streams, spans, lengths, is_cosine)
             columns[direction].append(_score_starts(found, spans, lengths))
     draws = bootstrap_draws(len(members), num_resamples, seed) if num_resamples else None
     weights = None if draws is None else draws[:, np.searchsorted(members, clip_of)]  # (R, Q)
@@ -161,7 +176,7 @@ def embed_clips(
 
     Args:
         accelerator (`Accelerator`): Each of its processes takes every n-th clip.
-        localizer (`AVEClipForLocalization`): A localizer with AudioCLIP's towers and `visual_feature_type="pooled"`.
+        localizer (`AVEClipForLocalization`): A localizer with an encoder and `visual_feature_type="pooled"`.
         clips (`Dataset`): Rows of `ClipReader`.
         batch_size (`int`): Clips per process.
         num_workers (`int`): Data loading processes per process.
@@ -226,6 +241,18 @@ def check_pooled(store: FeatureStore) -> None:
             "embedding in the joint space of images and audio. Extract them again with --visual_feature_type pooled "
             "to another folder, or pass the videos."
         )
+
+
+def space_of_store(store: FeatureStore) -> SharedSpace:
+    """Returns the space in which the encoder of a feature store compares images with audio.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    model = store.manifest.get("model") or {}
+    # Stores of early versions do not describe their encoder: it was an AudioCLIP, the default.
+    config = AVEClipConfig(encoder_config=model.get("config")).encoder_config
+    return shared_space_of(config, f"The encoder of {store.folder}")
 
 
 def _check_queries(

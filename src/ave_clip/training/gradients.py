@@ -6,19 +6,18 @@ commute with a sum over chunks (`UnscaledSpectrogram`); and batch norm in traini
 (`SharedBatchNorm2d`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 
-from ..core.modeling_audioclip import AudioCLIPModel
 from ..core.modeling_base import RecomputableBatchNorm2d
 from ..core.modeling_esresnext import FBSP_EPS, AudioCLIPSpectrogram, fbsp_kernel
 from .losses import gather_with_gradient
 
 Encode = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
-ContrastiveLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+ContrastiveLoss = Callable[..., torch.Tensor]
 
 
 def backward_in_chunks(
@@ -26,7 +25,7 @@ def backward_in_chunks(
     model: torch.nn.Module,
     encode: Encode,
     loss_function: ContrastiveLoss,
-    logit_scale: torch.Tensor,
+    scales: Sequence[torch.Tensor],
     num_segments: int,
     chunk_size: int,
 ) -> torch.Tensor:
@@ -44,8 +43,9 @@ def backward_in_chunks(
         model (`torch.nn.Module`): The prepared model.
         encode (`Callable`): Returns `(audio_embeds, image_embeds)` of a slice of this process's segments, with one
             call of `model`.
-        loss_function (`Callable`): Returns the loss of all `(audio_embeds, image_embeds)` and `logit_scale`.
-        logit_scale (`torch.Tensor` of shape `()`): Factor of the similarities, which also gets a gradient.
+        loss_function (`Callable`): Returns the loss of all `(audio_embeds, image_embeds, *scales)`.
+        scales (`Sequence[torch.Tensor]`, each of shape `()`): Scale of the similarities, and their bias if the encoder
+            has one. They also get gradients.
         num_segments (`int`): Number of segments of this process.
         chunk_size (`int`): Number of segments per chunk.
 
@@ -55,9 +55,10 @@ def backward_in_chunks(
     parts = [slice(start, start + chunk_size) for start in range(0, num_segments, chunk_size)]
     with torch.no_grad():
         embeds = [torch.cat(chunks) for chunks in zip(*(encode(part) for part in parts))]
-    leaves = [tensor.detach().requires_grad_() for tensor in (*embeds, logit_scale)]
+    leaves = [tensor.detach().requires_grad_() for tensor in (*embeds, *scales)]
     loss = loss_function(*leaves)
-    *gradients, scale_gradient = torch.autograd.grad(loss, leaves)
+    audio_gradient, image_gradient, *scale_gradients = torch.autograd.grad(loss, leaves)
+    gradients = (audio_gradient, image_gradient)
     for part in parts:
         is_last = part is parts[-1]
         with nullcontext() if is_last else accelerator.no_sync(model):
@@ -65,7 +66,7 @@ def backward_in_chunks(
             # By the chain rule, the surrogate has the same gradient with respect to the parameters as the loss.
             surrogate = sum((tensor * gradient[part]).sum() for tensor, gradient in zip(chunk, gradients))
             if is_last:
-                surrogate = surrogate + logit_scale * scale_gradient
+                surrogate = surrogate + sum(scale * gradient for scale, gradient in zip(scales, scale_gradients))
             accelerator.backward(surrogate)
     return loss.detach()
 
@@ -88,14 +89,21 @@ class UnscaledSpectrogram(AudioCLIPSpectrogram):
                 parameter.grad /= parameter.grad.abs().max() + FBSP_EPS
 
 
-def use_unscaled_spectrogram(model: AudioCLIPModel) -> UnscaledSpectrogram:
-    """Replaces the spectrogram of a model by an `UnscaledSpectrogram` with the same parameters."""
-    before = model.audio_model.fbsp
-    after = UnscaledSpectrogram(before.config)
-    for name in ("window", "m", "fb", "fc"):
-        setattr(after, name, getattr(before, name))
-    model.audio_model.fbsp = after.train(before.training)
-    return after
+def use_unscaled_spectrogram(model: torch.nn.Module) -> UnscaledSpectrogram | None:
+    """Replaces AudioCLIP's spectrogram in a model by an `UnscaledSpectrogram` with the same parameters.
+
+    Returns:
+        `UnscaledSpectrogram`, *optional*: the new one; `None` if the model has no such spectrogram.
+    """
+    for module in list(model.modules()):
+        before = getattr(module, "fbsp", None)
+        if isinstance(before, AudioCLIPSpectrogram):
+            after = UnscaledSpectrogram(before.config)
+            for name in ("window", "m", "fb", "fc"):
+                setattr(after, name, getattr(before, name))
+            module.fbsp = after.train(before.training)
+            return after
+    return None
 
 
 class SharedBatchNorm2d(RecomputableBatchNorm2d):

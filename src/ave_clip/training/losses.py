@@ -1,4 +1,5 @@
-"""The loss of stage 1: symmetric InfoNCE between audio and image of the same event segment (eq. 1).
+"""The losses of stage 1 between audio and image of the same event segment: symmetric InfoNCE (eq. 1), and the pairwise
+sigmoid loss for encoders that were trained with one.
 
 N pairs (over all processes), M unpaired segments that are only negatives, D embedding width.
 """
@@ -114,13 +115,7 @@ def audio_image_contrastive_loss(
     Raises:
         ValueError: if the first dimensions differ, or there is no pair.
     """
-    sizes = [len(tensor) for tensor in (audio_embeds, image_embeds, class_ids, video_ids)]
-    num_pairs = sizes[0] if num_pairs is None else num_pairs
-    if len(set(sizes)) > 1 or not 0 < num_pairs <= sizes[0]:
-        raise ValueError(
-            f"Got {sizes[0]} audio embeddings, {sizes[1]} image embeddings, {sizes[2]} class ids and {sizes[3]} video "
-            f"ids with num_pairs={num_pairs}: wanted equally many of each, and num_pairs from 1 to that number."
-        )
+    num_pairs = _check_pairs(audio_embeds, image_embeds, class_ids, video_ids, num_pairs)
     audio_embeds, image_embeds = F.normalize(audio_embeds.float(), dim=-1), F.normalize(image_embeds.float(), dim=-1)
     ignored = false_negatives(class_ids, video_ids, mask, num_pairs)  # (N, N + M)
     targets = torch.arange(num_pairs, device=audio_embeds.device)
@@ -129,6 +124,62 @@ def audio_image_contrastive_loss(
         logits = logit_scale * anchors[:num_pairs] @ others.T  # (N, N + M)
         losses.append(F.cross_entropy(logits.masked_fill(ignored, -torch.inf), targets))
     return losses[0] + losses[1]
+
+
+def audio_image_sigmoid_loss(
+    audio_embeds: torch.Tensor,
+    image_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    logit_bias: torch.Tensor | float,
+    class_ids: torch.Tensor,
+    video_ids: torch.Tensor,
+    mask: FalseNegativeMask = "class",
+    num_pairs: int | None = None,
+) -> torch.Tensor:
+    """Pairwise sigmoid loss: each combination of audio and image is judged by itself, as partners or not.
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023. In transformers 5.24, the loss of
+    `PeAudioVideoModel` has targets of 0 instead of -1, so that negatives have no effect there.
+
+    Args:
+        audio_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Audio embeddings, used as they are.
+        image_embeds (`torch.Tensor` of shape `(num_segments, hidden_size)`): Image embeddings, used as they are.
+        logit_scale (`torch.Tensor` or `float`): Factor of their products.
+        logit_bias (`torch.Tensor` or `float`): Added to the scaled products.
+        class_ids, video_ids, mask, num_pairs: As in `audio_image_contrastive_loss`.
+
+    Returns:
+        `torch.Tensor`: scalar, the sum over all combinations except those of two unpaired segments, divided by the
+        number of pairs.
+
+    Raises:
+        ValueError: as in `audio_image_contrastive_loss`.
+    """
+    num_pairs = _check_pairs(audio_embeds, image_embeds, class_ids, video_ids, num_pairs)
+    logits = logit_scale * audio_embeds.float() @ image_embeds.float().T + logit_bias  # (N + M, N + M)
+    ignored = torch.zeros_like(logits, dtype=torch.bool)
+    ignored[:num_pairs] = false_negatives(class_ids, video_ids, mask, num_pairs)
+    ignored[num_pairs:, num_pairs:] = True  # two unpaired segments
+    targets = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(targets * logits).masked_fill(ignored, 0.0).sum() / num_pairs
+
+
+def _check_pairs(
+    audio_embeds: torch.Tensor,
+    image_embeds: torch.Tensor,
+    class_ids: torch.Tensor,
+    video_ids: torch.Tensor,
+    num_pairs: int | None,
+) -> int:
+    """Checks the numbers of segments; returns the number of pairs."""
+    sizes = [len(tensor) for tensor in (audio_embeds, image_embeds, class_ids, video_ids)]
+    num_pairs = sizes[0] if num_pairs is None else num_pairs
+    if len(set(sizes)) > 1 or not 0 < num_pairs <= sizes[0]:
+        raise ValueError(
+            f"Got {sizes[0]} audio embeddings, {sizes[1]} image embeddings, {sizes[2]} class ids and {sizes[3]} video "
+            f"ids with num_pairs={num_pairs}: wanted equally many of each, and num_pairs from 1 to that number."
+        )
+    return num_pairs
 
 
 def _gather(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -358,22 +358,29 @@ def summarize_runs(runs: Sequence[Mapping[str, object]]) -> dict[str, dict[str, 
 
 
 def retrieval_metrics(
-    audio_embeds: np.ndarray, image_embeds: np.ndarray, class_ids: np.ndarray, ranks: Sequence[int] = (1, 5)
+    audio_embeds: np.ndarray,
+    image_embeds: np.ndarray,
+    class_ids: np.ndarray,
+    ranks: Sequence[int] = (1, 5),
+    is_cosine: bool = True,
 ) -> dict[str, float]:
-    """Retrieval of images by audio and of audio by images, by cosine similarity.
+    """Retrieval of images by audio and of audio by images.
 
     Args:
         audio_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Audio embeddings, one per video.
         image_embeds (`np.ndarray` of shape `(num_segments, hidden_size)`): Image embeddings of the same segments.
         class_ids (`np.ndarray` of shape `(num_segments,)`): Event class of each segment.
         ranks (`Sequence[int]`): The k of each R@k.
+        is_cosine (`bool`): Compare by cosine, not by product.
 
     Returns:
         `dict[str, float]`: `audio_to_image_r1`, ... and `image_to_audio_r1`, ... (fraction of queries whose
         partner is among the k most similar, with ties counted against it), and `audio_to_image_class_r1`,
         `image_to_audio_class_r1` (fraction of queries whose most similar item has the correct class).
     """
-    audio, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (audio_embeds, image_embeds))
+    audio, image = audio_embeds, image_embeds
+    if is_cosine:
+        audio, image = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (audio, image))
     similarity = audio @ image.T
     metrics = {}
     for name, scores in (("audio_to_image", similarity), ("image_to_audio", similarity.T)):

@@ -18,6 +18,8 @@ from .sampling import item_rng
 if TYPE_CHECKING:
     import datasets
 
+    from ..core.processing_ave_clip import AVEClipProcessor
+
 NO_CLASS = -1  # class id of a segment with several events
 NUM_FRAME_DRAWS = 7  # shift down and right, contrast, brightness, three colours
 NUM_DRAWS = NUM_FRAME_DRAWS + 1  # and loudness
@@ -33,7 +35,8 @@ class SegmentPairs(Dataset):
             only there, frame and audio show what the class says.
         seed (`int`): Seed of all random choices.
         is_random (`bool`): Choose the frame at random and shift the audio. Otherwise the middle frame, without shift.
-        max_shift (`float`): With `is_random`, the largest shift of the audio within its event, in segments.
+        max_shift (`float`): With `is_random`, the largest shift of the audio within its event, in segments. The cached
+            audio must then be waveforms that follow each other without gaps.
         one_per_video (`bool`): Only the middle event segment of each video, for retrieval among different videos.
         background_negatives (`bool`): Add a random background segment of the same video to each pair, if there is one.
 
@@ -96,7 +99,7 @@ class SegmentPairs(Dataset):
         """Reads one pair.
 
         Returns:
-            `dict[str, Any]`: `frames` `(3, H, W)` uint8, `input_values` `(S,)`, `draws` `(8,)` in [0, 1) for
+            `dict[str, Any]`: `frames` `(3, H, W)` uint8, `input_values` `(..., S)`, `draws` `(8,)` in [0, 1) for
             `augment_frames` and `augment_sounds`, the scalars `class_ids`, `video_ids` and `rows`; and `negative`, the
             same for a background segment, if there is one.
         """
@@ -121,15 +124,15 @@ class SegmentPairs(Dataset):
         }
 
     def _sound(self, clip: int, segment: int, rng: np.random.Generator) -> np.ndarray:
-        sounds = self.cache.clip("sounds", clip)  # (T, S)
+        sounds = self.cache.clip("sounds", clip)  # (T, ..., S)
         if not (self.is_random and self.max_shift):
             return sounds[segment].copy()
-        labels, size = self._of(self.classes, clip), sounds.shape[1]
+        labels, size = self._of(self.classes, clip), sounds.shape[-1]
         has_next = segment + 1 < len(labels) and labels[segment + 1] == labels[segment]
         has_previous = segment > 0 and labels[segment - 1] == labels[segment]
         lowest, highest = -int(has_previous * self.max_shift * size), int(has_next * self.max_shift * size)
         start = segment * size + rng.integers(lowest, highest + 1)
-        return sounds.reshape(-1)[start : start + size].copy()
+        return sounds.reshape(-1)[start : start + size].reshape(sounds.shape[1:]).copy()
 
 
 def _segment_classes(labels: np.ndarray, background: int) -> np.ndarray:
@@ -192,12 +195,38 @@ def augment_sounds(sounds: torch.Tensor, draws: torch.Tensor, max_gain_db: float
     """Changes the loudness of each waveform, uniformly in decibels.
 
     Args:
-        sounds (`torch.Tensor` of shape `(batch_size, num_samples)`): Waveforms in any range.
+        sounds (`torch.Tensor` of shape `(batch_size, ..., num_samples)`): Waveforms in any range.
         draws (`torch.Tensor` of shape `(batch_size, 8)`): `draws` of `SegmentPairs`, in [0, 1).
         max_gain_db (`float`): Largest change in decibels.
 
     Returns:
         `torch.Tensor` of the same shape.
     """
-    gains_db = max_gain_db * (2 * draws[:, NUM_FRAME_DRAWS:] - 1)  # (B, 1)
-    return sounds * 10 ** (gains_db / 20)
+    gains_db = max_gain_db * (2 * draws[:, NUM_FRAME_DRAWS] - 1)  # (B,)
+    return sounds * 10 ** (gains_db.view(-1, *[1] * (sounds.dim() - 1)) / 20)
+
+
+def check_sound_augmentation(processor: "AVEClipProcessor", max_shift: float, max_gain_db: float) -> None:
+    """Checks that the audio an encoder takes can be augmented: it may be spectrograms, or windows that overlap.
+
+    Args:
+        processor (`AVEClipProcessor`): Prepares the audio.
+        max_shift (`float`): As in `SegmentPairs`.
+        max_gain_db (`float`): As in `augment_sounds`.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    window = processor.prepare_windows([np.zeros(processor.window_samples, dtype=np.float32)])  # (1, ...)
+    is_waveform = window.size == processor.window_samples
+    segment_seconds = processor.video_processor.segment_seconds
+    are_adjacent = is_waveform and processor.window_seconds == segment_seconds
+    for name, value, is_possible in (
+        ("sound_gain_db", max_gain_db, is_waveform),
+        ("max_shift", max_shift, are_adjacent),
+    ):
+        if value and not is_possible:
+            raise ValueError(
+                f"Got --{name} {value}, but this encoder takes values of shape {window.shape[1:]} for each window of "
+                f"{processor.window_seconds:g} s, not the samples of a segment of {segment_seconds:g} s. Leave it out."
+            )

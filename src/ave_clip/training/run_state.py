@@ -266,8 +266,10 @@ class RunState:
 
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # Also the second names of shared parameters, which a file of weights cannot contain.
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained or name not in parameters}
 
 
 def _number(place: Path) -> int:
