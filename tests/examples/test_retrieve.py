@@ -6,8 +6,9 @@ import retrieve
 import torch
 from PIL import Image
 
-from ave_clip import AudioCLIPModel
+from ave_clip import AudioCLIPModel, AudioVisualEncoderModel, AudioVisualEncoderProcessor
 from tests.core.test_pipeline_zero_shot import save_tiny_audioclip
+from tests.helpers.encoders import SAVERS
 from tests.helpers.media import write_recording
 
 
@@ -51,3 +52,29 @@ def test_cosines_are_those_of_the_models_own_forward(folder):
         output = model(**processor(images=[Image.open(path) for path in media], text=["car"], return_tensors="pt"))
     expected = dict(zip(media, (output.image_embeds @ output.text_embeds[0]).tolist()))
     assert dict(results["text -> picture"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_joined_models_are_searched_by_text_and_not_by_each_other(folder, tmp_path):
+    sources = [SAVERS[name](tmp_path / name) for name in ("clip", "clap")]
+    for part in (AudioVisualEncoderModel, AudioVisualEncoderProcessor):
+        part.from_towers(*sources).save_pretrained(tmp_path / "joined")
+    media = [str(folder / "light.png"), str(folder / "tone.m4a"), str(folder / "film.mp4")]
+    options = ["--model", str(tmp_path / "joined"), "--device", "cpu", *media]
+    results = retrieve.main(["--query", "bell", *options])
+    assert {direction: len(ranked) for direction, ranked in results.items()} == {
+        "text -> picture": 2,
+        "text -> sound": 2,
+    }
+    model, processor = (
+        part.from_pretrained(tmp_path / "joined") for part in (AudioVisualEncoderModel, AudioVisualEncoderProcessor)
+    )
+    pixels = processor(videos=np.full((1, 80, 90, 3), 220, np.uint8), return_tensors="pt")["pixel_values"][0, 0]
+    with torch.no_grad():
+        image = model.get_image_features(pixels).pooler_output
+        text = model.get_text_features(**processor.tokenize(["a photo of bell"], "seen")).pooler_output
+    expected = torch.cosine_similarity(image, text).item()
+    assert dict(results["text -> picture"])[media[0]] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(
+        ValueError, match="contains 'clip' for images and 'clap' for audio: there is no embedding space"
+    ):
+        retrieve.main(["--query", media[1], *options])

@@ -61,6 +61,15 @@ def test_every_place_has_the_mean_cosine_that_sliding_gives():
         assert found[index] == int(np.argmax(expected))
 
 
+def test_encoders_that_compare_by_product_prefer_long_vectors():
+    query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    stream = torch.tensor([[[1.0, 0.0], [3.0, 3.0], [0.0, 1.0]]])
+    span = torch.tensor([[0, 1]])
+    assert locate_queries(query, stream, span)[0].tolist() == [0]
+    best, scores = locate_queries(query, stream, span, is_cosine=False)
+    assert best.tolist() == [1] and scores.tolist() == [[1.0, 3.0, 0.0]]
+
+
 def test_of_equal_places_the_first_is_taken():
     stream = torch.ones(1, 10, 4)
     found, _ = locate_queries(stream, stream, torch.tensor([[4, 7]]))

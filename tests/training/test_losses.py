@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ave_clip.training.losses import (
     FALSE_NEGATIVE_MASKS,
     audio_image_contrastive_loss,
+    audio_image_sigmoid_loss,
     false_negatives,
     gather_segments,
     gather_with_gradient,
@@ -179,3 +180,19 @@ def test_processes_may_bring_different_numbers_of_pairs_and_of_unpaired_segments
         assert everything.tolist() == [0, 1, 3, 4, 2]  # the pairs of both, then what is unpaired
         assert gradient.tolist() == gradients
         assert nothing == (0, 3)
+
+
+def test_the_sigmoid_loss_judges_each_combination_except_masked_and_two_unpaired_ones():
+    audio, image = embeds(number=5)
+    classes, videos = torch.tensor([0, 1, 0, 2, 9]), torch.tensor([0, 1, 2, 3, 0])  # the last is unpaired
+    expected = 0.0
+    for first in range(5):
+        for second in range(5):
+            if (first, second) in ((0, 2), (2, 0), (4, 4)):
+                continue
+            logit = 2.0 * float(audio[first] @ image[second]) - 1.5
+            expected += math.log1p(math.exp(-logit if first == second else logit))
+    loss = audio_image_sigmoid_loss(audio, image, 2.0, -1.5, classes, videos, num_pairs=4)
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-5)
+    with pytest.raises(ValueError, match="num_pairs=6"):
+        audio_image_sigmoid_loss(audio, image, 2.0, -1.5, classes, videos, num_pairs=6)

@@ -5,9 +5,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProcessor
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.clips import build_clip_cache
-from ave_clip.training.pairs import NUM_DRAWS, SegmentPairs, augment_frames, augment_sounds, collate_pairs
+from ave_clip.training.pairs import (
+    NUM_DRAWS,
+    SegmentPairs,
+    augment_frames,
+    augment_sounds,
+    check_sound_augmentation,
+    collate_pairs,
+)
+from tests.helpers.encoders import SAVERS
 from tests.helpers.models import tiny_processor
 
 BACKGROUND = 16
@@ -178,3 +187,19 @@ def test_loudness_changes_within_its_bounds_and_for_each_audio_clip_alone():
     gains = augment_sounds(torch.ones(5, 2), draws(5, d7=values), 6.0)
     assert torch.equal(gains[:, 0], gains[:, 1])
     torch.testing.assert_close(20 * gains[:, 0].log10(), torch.tensor([-6.0, -3.0, 0.0, 3.0, 6.0]))
+
+
+def test_waveforms_with_channels_are_made_louder_one_by_one():
+    sounds, values = torch.rand(3, 1, 4), torch.rand(3, NUM_DRAWS)
+    expected = augment_sounds(sounds[:, 0], values, 6.0)
+    torch.testing.assert_close(augment_sounds(sounds, values, 6.0)[:, 0], expected, rtol=0, atol=0)
+
+
+def test_spectrograms_are_neither_shifted_nor_made_louder(tmp_path):
+    sources = [SAVERS[name](tmp_path / name) for name in ("clip", "clap")]
+    processor = AudioVisualEncoderProcessor.from_towers(*sources)
+    check_sound_augmentation(processor, 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"Got --sound_gain_db 3\.0, but this encoder takes values of shape .* 3 s"):
+        check_sound_augmentation(processor, 0.0, 3.0)
+    with pytest.raises(ValueError, match=r"Got --max_shift 0\.5"):
+        check_sound_augmentation(processor, 0.5, 0.0)
