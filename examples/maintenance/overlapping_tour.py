@@ -4,7 +4,8 @@
 
 makes 20 synthetic videos of 60 s with overlapping events, extracts features, and trains localizers with several labels
 per segment and, for comparison, with one. All are measured once on ten videos of another seed. The settings of the
-training were chosen on the validation videos.
+training were chosen on the validation videos. With `--boundaries` it also trains localizers with a boundary head, on
+the features with several labels, and measures them in the same way.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ave_clip.programs import program
 from ave_clip.training.arguments import describe_run, write_json
 
 CONFIG = Path(__file__).parents[1] / "configs" / "overlapping" / "stage3.yaml"
+BOUNDARIES_CONFIG = CONFIG.with_name("stage3_boundaries.yaml")
 MODEL = ["--cpu", "--model", "ave-clip-tiny"]
 FRAMES = ["--num_frames_per_segment", "4"]  # as its towers were trained
 HELD_OUT_SEED = 77
@@ -39,20 +41,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_videos", type=int, default=20)
     parser.add_argument("--num_held_out", type=int, default=10)
+    parser.add_argument("--boundaries", action="store_true", help="Also train localizers with boundary_regression.")
     parser.add_argument("--num_epochs", help="Shorter training, for a trial.")
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace, folder: Path, problem_type: str, seed: int) -> str:
+def train(args: argparse.Namespace, folder: Path, problem_type: str, seed: int, has_boundaries: bool = False) -> str:
     """Trains a localizer with one seed; returns its folder."""
-    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    path = BOUNDARIES_CONFIG if has_boundaries else CONFIG
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings["localizer"]["problem_type"] = problem_type
-    config, output = folder / f"{problem_type}.yaml", str(folder / f"{problem_type}-{seed}")
+    name = "boundaries" if has_boundaries else problem_type
+    config, output = folder / f"{name}.yaml", str(folder / f"{name}-{seed}")
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     options = ["--features_dir", str(folder / problem_type), "--output_dir", output, "--report_to", "none"]
     options += ["--num_epochs", args.num_epochs] if args.num_epochs else []
     train_localizer.main([*MODEL, "--config", str(config), "--seed", str(seed), *options])
     return output
+
+
+def evaluate(folder: Path, models: list[str]) -> dict:
+    """Measures localizers that differ in their seed on the held-out videos."""
+    held_out = ["--data", str(folder / "held-out" / "annotations.csv"), "--problem_type", "multi_label"]
+    return evaluate_localizer.main(["--cpu", "--model", *models, *held_out])
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -71,8 +82,10 @@ def main(argv: list[str] | None = None) -> dict:
         started = time.perf_counter()
         models = [train(args, folder, problem_type, seed) for seed in args.seeds]
         seconds[f"{problem_type}: stage 3, per seed"] = (time.perf_counter() - started) / len(models)
-        held_out = ["--data", str(folder / "held-out" / "annotations.csv"), "--problem_type", "multi_label"]
-        results[problem_type] = evaluate_localizer.main(["--cpu", "--model", *models, *held_out])
+        results[problem_type] = evaluate(folder, models)
+    if args.boundaries:
+        models = [train(args, folder, "multi_label", seed, has_boundaries=True) for seed in args.seeds]
+        results["boundaries"] = evaluate(folder, models)
     content = {"held_out": results, "seconds": seconds, **describe_run(args, argv)}
     write_json(args.output, content)
     return content
