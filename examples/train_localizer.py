@@ -47,6 +47,7 @@ from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
 from ave_clip.data.synthetic.clips import GENERATOR_VERSION
 from ave_clip.programs import program, start_logging
+from ave_clip.rivals import RivalConfig
 from ave_clip.training.arguments import (
     add_data_argument,
     add_run_arguments,
@@ -70,8 +71,10 @@ from ave_clip.training.checkpoints import (
 from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
 from ave_clip.training.feature_statistics import fit_feature_norms
+from ave_clip.training.folds import FoldSplits
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.multi_label_evaluation import validation_segment_map
+from ave_clip.training.networks import NETWORKS, PRESETS, build_network
 from ave_clip.training.open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
 from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
@@ -97,6 +100,7 @@ SELECTION = {SINGLE_LABEL: "validation_accuracy", MULTI_LABEL: "validation_segme
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Compared by content, so that a run can be resumed after they were moved.
 PATHS = ("model", "features_dir", "h5_dir", "annotations_dir", "audio_file", "visual_file", "data", "video_dir")
+PATHS += ("groups",)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,6 +121,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
     parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
+    parser.add_argument("--network", choices=NETWORKS, help="Train this network on features alone, without --model.")
+    parser.add_argument("--fold", metavar="K/N", help="With --features_dir: one fold of a cross-validation.")
+    parser.add_argument("--groups", help="With --fold: CSV of split, row, group; a group is never divided.")
     parser.add_argument("--blank_modality", choices=("audio", "video"), help="Set one modality's features to zero.")
     parser.add_argument(
         "--open_vocabulary", action="store_true", help="Compare segments with the label embeddings of stage 2."
@@ -142,6 +149,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--unseen_labels can be found by an open vocabulary only: add --open_vocabulary")
     if args.open_vocabulary and not args.features_dir:
         parser.error("--open_vocabulary needs --features_dir: stage 2 stores the embeddings of the class names there")
+    if args.network and not (args.features_dir or args.h5_dir):
+        parser.error("--network is trained on features: pass --features_dir or --h5_dir")
+    if args.network and (args.push_to_hub or args.open_vocabulary):
+        parser.error("--network is for comparisons: leave --push_to_hub and --open_vocabulary out")
+    if (args.fold and not args.features_dir) or (args.groups and not args.fold):
+        parser.error("--fold needs --features_dir, and --groups needs --fold")
     for name in ("num_epochs", "batch_size", "patience", "max_steps", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -191,6 +204,8 @@ def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSpl
         files = {"audio_file": args.audio_file, "visual_file": args.visual_file}
         weak = parse_overrides(args.localizer, AVEClipConfig).get("supervision") == "weak"
         return H5Splits(args.h5_dir, weak, annotations_dir=args.annotations_dir, **files)
+    if args.fold:
+        return FoldSplits(args.features_dir, args.fold, args.groups)
     return VideoSplits(args.data, **video_options(args)) if args.data else FeatureSplits(args.features_dir)
 
 
@@ -206,6 +221,9 @@ def open_vocabulary(args: argparse.Namespace, source) -> Vocabulary | None:
 
 def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: Vocabulary | None):
     """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
+    if args.network:
+        config_class = AVEClipConfig if args.network in PRESETS else RivalConfig
+        return build_network(args.network, source, parse_overrides(args.localizer, config_class)), None
     overrides = {**source.overrides, **parse_overrides(args.localizer, AVEClipConfig)}
     if vocabulary is not None:
         overrides["label_embedding_size"] = vocabulary.embeddings.shape[1]
@@ -466,6 +484,8 @@ def write_results(run: Run, argv, results: dict, history: list, predictions: dic
     save_predictions(folder / "predictions.safetensors", predictions)
     write_json(folder / "results.json", content)
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))  # the card needs null instead of NaN
+    if args.network:  # a network for a comparison, which no pipeline loads
+        return
     write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
     if args.push_to_hub:
         logger.info("Pushed to %s", push_folder(folder, args.push_to_hub, private=args.private))
@@ -494,14 +514,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     vocabulary = open_vocabulary(args, source)
     localizer, processor = build_localizer_and_processor(args, source, vocabulary)
     towers = towers_fingerprint(localizer) if localizer.config.use_encoders else None
-    if isinstance(source, FeatureSplits):
+    if isinstance(source, FeatureSplits) and not args.network:
         source.expect(localizer.config, towers)
     if vocabulary is not None:
         vocabulary.use_seen(localizer)
     train_loader, validation_loader = build_dataloaders(
         args, accelerator, source, localizer.config, window_size(localizer), vocabulary
     )
-    fit_feature_norms(localizer, train_loader.dataset, args.seed)
+    if isinstance(localizer, AVEClipForLocalization):
+        fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}
     run = build_run(args, accelerator, localizer, count_steps(args, train_loader), settings)
     run.vocabulary = vocabulary

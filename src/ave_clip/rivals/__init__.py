@@ -1,5 +1,4 @@
-"""Networks of previous work, to compare AVE-CLIP with: each takes features and returns an
-[`AVEClipLocalizationOutput`](core/localization_output.py).
+"""Networks of previous work, to compare AVE-CLIP with: from features to an [`AVEClipLocalizationOutput`].
 
 They are written from the papers' equations and, where the authors' code is public, give its logits with its weights.
 `examples/run_comparison.py` trains them. They are not part of a saved localizer.

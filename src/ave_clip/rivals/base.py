@@ -12,7 +12,14 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.generic import can_return_tuple
 
-from ..core.categories import IGNORED_LABEL, MULTI_LABEL, SINGLE_LABEL, check_labels
+from ..core.categories import (
+    AVE_CATEGORIES,
+    IGNORED_LABEL,
+    MULTI_LABEL,
+    SINGLE_LABEL,
+    check_labels,
+    labels_with_background,
+)
 from ..core.configuration_base import strict_config
 from ..core.encoding import zero_padding
 from ..core.label_space import LabelSpace
@@ -25,7 +32,7 @@ SUPERVISION = ("full", "weak")
 
 @strict_config
 class RivalConfig(PreTrainedConfig):
-    """Configuration of a rival. Everything else is fixed by its paper.
+    """Configuration of a rival. Everything else is fixed by its paper. The classes are those of AVE by default.
 
     Args:
         image_feature_size (`int`), audio_feature_size (`int`):
@@ -48,14 +55,18 @@ class RivalConfig(PreTrainedConfig):
     num_locations: int = 49
     supervision: str = "full"
     hidden_size: int = 256
-    # Read by stage 3. A rival has no towers and, as in the papers, no post-processing.
+    # Read by stage 3. A rival has no towers, finds no boundaries within segments and, as in the papers, has no
+    # post-processing.
     use_encoders: bool = False
+    boundary_regression: bool = False
     min_event_segments: int = 1
     max_segments: int | None = None
 
     def __post_init__(self, **kwargs) -> None:
         if self.problem_type == MULTI_LABEL:
             raise ValueError("The rivals give each segment one class; there is no version of them for several labels.")
+        if not self.id2label and "num_labels" not in kwargs:
+            self.id2label = labels_with_background(AVE_CATEGORIES)
         super().__post_init__(**kwargs)
         check_labels(self.id2label, SINGLE_LABEL)
 
