@@ -485,3 +485,13 @@ def test_a_model_of_the_other_pipeline_is_refused_in_one_sentence(localizer, che
         with pytest.raises(ValueError, match=r"^The model is of the type") as caught:
             pipeline(task, model=model, processor=processor)
         assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_frames_resized_on_the_device_give_the_same_segments(localizer, tmp_path, monkeypatch):
+    """The way of GPUs, here on the CPU: small frames of native size are prepared in blocks, large ones one by one."""
+    path = str(write_recording(tmp_path / "clip.mp4", 3.0))
+    expected = localizer(path, num_frames_per_segment=3)
+    monkeypatch.setattr(type(localizer), "resizes_on_device", True)
+    assert localizer(path, num_frames_per_segment=3) == expected
+    monkeypatch.setattr("ave_clip.core.pipeline_base._GPU_MAX_FRAME_BYTES", 1000)
+    assert localizer(path, num_frames_per_segment=3, decode_threads=3) == expected

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ave_clip.core.modeling_audioclip import AudioCLIPModel
+from ave_clip.training.arguments import processor_name
 from tests.helpers.models import tiny_audioclip_config
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -92,8 +93,9 @@ def test_a_ratio_may_drop_by_15_percent_but_no_more(benchmark):
     assert run.dropped(ROWS, {"a": 2.36, "b": 1.0}) == ["a: 2 times the reference, committed 2.36"]
 
 
-def write_committed(path: Path, ratio: float) -> str:
-    path.write_text(json.dumps({"rows": [{"row": "a", "ratio": ratio}], "machine": {"threads": 2}}))
+def write_committed(path: Path, ratio: float, processor: str | None = None) -> str:
+    machine = {"threads": 2, "processor": processor or processor_name()}
+    path.write_text(json.dumps({"rows": [{"row": "a", "ratio": ratio}], "machine": machine}))
     return str(path)
 
 
@@ -111,6 +113,14 @@ def test_check_fails_where_a_part_stays_slower(benchmark, monkeypatch, tmp_path)
     monkeypatch.setattr(run, "run_part", lambda name, args: [{"row": "a", "ratio": 1.0}])
     with pytest.raises(SystemExit, match=r"Slower by more than 15%.*\na: 1 times the reference, committed 2"):
         run.main(["--parts", "fusion", "--check", write_committed(tmp_path / "committed.json", 2.0)])
+
+
+def test_results_of_another_cpu_are_shown_and_not_judged(benchmark, monkeypatch, tmp_path, capsys):
+    run = benchmark("run")
+    monkeypatch.setattr(run, "run_part", lambda name, args: [{"row": "a", "ratio": 1.0}])
+    run.main(["--parts", "fusion", "--check", write_committed(tmp_path / "committed.json", 2.0, "Another CPU")])
+    assert "Another CPU" in (shown := capsys.readouterr().out) and "1         2  a" in shown
+    assert "nothing is judged" in shown
 
 
 def test_parts_run_in_a_process_of_their_own(benchmark, tmp_path):

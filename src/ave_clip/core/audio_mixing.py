@@ -13,6 +13,7 @@ import numpy as np
 
 # Maximum number of channels that libswresample converts.
 MAX_CHANNELS = 64
+MAX_PLANES = 7
 LOW_FREQUENCY_CHANNELS = {"LFE", "LFE2"}
 # Length of the blocks in which cancellation is detected: unrelated tones cancel by chance for shorter times only.
 BLOCK_SECONDS = 0.5
@@ -123,7 +124,10 @@ class MonoMixer:
         self._num_channels = frame.layout.nb_channels
         # Samples of 8 bytes are mixed in double precision, as FFmpeg does.
         self._format = "dbl" if frame.format.bytes == 8 else "flt"
-        self._resampler = AudioResampler(self._format, None, sampling_rate)
+        # Planar samples: most decoders give these, and at the right rate the resampler then has nothing to do. PyAV 18
+        # counts planes up to a null pointer, which 8 planes or more do not have: it crashes.
+        self._is_planar = self._num_channels <= MAX_PLANES
+        self._resampler = AudioResampler(self._format + "p" * self._is_planar, None, sampling_rate)
         self._block_samples = round(BLOCK_SECONDS * sampling_rate)
         self._crossfade_samples = round(CROSSFADE_SECONDS * sampling_rate)
         self._waiting: list[np.ndarray] = []
@@ -137,8 +141,11 @@ class MonoMixer:
     def push(self, frame: Any | None) -> list[np.ndarray]:
         """Returns the mono samples `(num_samples,)`, float32, that are ready; after `None`, all remaining ones."""
         for resampled in self._resampler.resample(frame):
-            samples = resampled.to_ndarray().reshape(-1, self._num_channels).T
-            self._waiting.append(samples)
+            if resampled is None:  # PyAV's answer to the end of audio that it did not have to change
+                continue
+            samples = resampled.to_ndarray()
+            samples = samples if self._is_planar else samples.reshape(-1, self._num_channels).T
+            self._waiting.append(samples)  # (num_channels, num_samples)
             self._num_waiting += samples.shape[1]
         if not self._num_waiting or (frame is not None and self._num_channels > 1 and not self._is_block_full):
             return []

@@ -39,12 +39,41 @@ class InferenceOptions:
     compile: bool = False
 
 
-@dataclass
 class HeldCopy:
-    """A folded copy and the state of its source weights. Not a module, so that no parent module registers it."""
+    """A folded copy, and what shows whether its source has changed. Not a module, so that no parent registers it.
 
-    module: nn.Module
-    state: tuple
+    Changed weights have another tensor, another address, or a higher count of writes. After a move or a cast the
+    address can be the same, so the model calls `drop_copy` then.
+
+    Args:
+        module (`nn.Module`): The copy.
+        source (`nn.Module`): The tower that it was made from.
+    """
+
+    def __init__(self, module: nn.Module, source: nn.Module) -> None:
+        self.module = module
+        # Lists, made once: walking the tree of modules at each call takes a millisecond.
+        self._entries = [
+            (entries, list(entries.items()))
+            for part in source.modules()
+            for entries in (part._modules, part._parameters, part._buffers)
+        ]
+        self._states = [(tensor, _tensor_state(tensor)) for tensor in _tensors_of(source)]
+
+    def is_current(self) -> bool:
+        """Whether the source is still what it was when the copy was made."""
+        for entries, known in self._entries:
+            if len(entries) != len(known) or any(entries.get(name) is not value for name, value in known):
+                return False
+        return all(_tensor_state(tensor) == state for tensor, state in self._states)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+def _tensor_state(tensor: torch.Tensor) -> tuple:
+    return 0 if tensor.is_meta else tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
 class FastPath:
@@ -96,13 +125,12 @@ class FastPath:
         return any(kwargs.get(name, getattr(self.tower.config, name, False)) for name in _RECORDED)
 
     def _current_copy(self) -> nn.Module | None:
-        if any(tensor.is_meta or type(tensor) not in _PLAIN_TENSORS for tensor in self._tensors()):
-            return None  # offloaded, not loaded yet, or quantized
-        state = self._weights_state()
-        if self.held_copy is None or self.held_copy.state != state:
+        if self.held_copy is None or not self.held_copy.is_current():
             self.held_copy = None  # frees the old copy before the new one is made
+            if any(tensor.is_meta or type(tensor) not in _PLAIN_TENSORS for tensor in _tensors_of(self.tower)):
+                return None  # offloaded, not loaded yet, or quantized
             with torch.inference_mode(False), torch.no_grad():
-                self.held_copy = HeldCopy(self._make_copy(), state)
+                self.held_copy = HeldCopy(self._make_copy(), self.tower)
         return self.held_copy.module
 
     def _make_copy(self) -> nn.Module:
@@ -112,21 +140,6 @@ class FastPath:
         if self.options.compile:
             copy.compile_convolutions()
         return copy
-
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        return itertools.chain(self.tower.parameters(), self.tower.buffers())
-
-    def _weights_state(self) -> tuple:
-        # Changed weights have another tensor, another address, or a higher count of writes. After a move or a cast the
-        # address can be the same, so the model calls `drop_copy` then.
-        return tuple(
-            (
-                id(tensor),
-                0 if tensor.is_meta else tensor.data_ptr(),
-                None if tensor.is_inference() else tensor._version,
-            )
-            for tensor in self._tensors()
-        )
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "held_copy": None}

@@ -37,6 +37,7 @@ class AVEClipLSTM(nn.RNNBase):
         weights = [getattr(self, name) for name in self._flat_weights_names]
         has_biases, num_layers, dropout, bidirectional = True, 1, 0.0, True
         options = (has_biases, num_layers, dropout, self.training, bidirectional)
+        self._join(weights)
         if lengths is None:
             return torch.lstm(features, (state, state), weights, *options, self.batch_first)[0]
         packed = nn.utils.rnn.pack_padded_sequence(features, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -44,6 +45,18 @@ class AVEClipLSTM(nn.RNNBase):
         return nn.utils.rnn.pad_packed_sequence(
             packed._replace(data=outputs), batch_first=True, total_length=features.shape[1]
         )[0]
+
+    def _join(self, weights: list[torch.Tensor]) -> None:
+        """Puts the weights into one piece of memory on a GPU; cuDNN would otherwise warn and do so at each call.
+
+        torch does it after a move or a cast, but not when a checkpoint is loaded directly to a GPU or in a half type.
+        """
+        if not weights[0].is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
+            self._flat_weights = weights
+            with torch.inference_mode(False):
+                self.flatten_parameters()
 
 
 class AVEClipBidirectionalLSTM(nn.Module):

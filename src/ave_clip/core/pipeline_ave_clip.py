@@ -75,6 +75,8 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
             max_download_bytes (`int`, *optional*, defaults to 4 GiB): Maximum number of bytes read from a URL or pipe.
             max_download_seconds (`float`, *optional*, defaults to 1800): Maximum total time to wait for the server of
                 a URL, per video.
+            decode_threads (`int` or `str`, *optional*, defaults to `"auto"`): As for `iter_segments`; results do not
+                depend on it.
             overlap (`float`, *optional*, defaults to 0.5): Fraction of a window that the next one repeats.
             decoder (`str`, *optional*): See `AVEClipProcessor.post_process_localization`. By default `"viterbi"` for
                 `ave-clip-mini` and models whose events may overlap, and `"merge"` for other models.

@@ -17,6 +17,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
+from .decode_threads import AUTO, check_decode_threads, is_child_process
 from .events import DECODERS, SENSES
 from .label_encoder import LabelEncoder
 from .label_space import LabelSpace
@@ -31,6 +32,11 @@ logger = logging.get_logger(__name__)
 # decoded in the meantime.
 _BLOCK_SEGMENTS = 10
 _BLOCK_FRAMES = 64
+# The same for a GPU, which needs larger batches; and the largest frame that it resizes itself. A block of the largest
+# frames has 256 MiB.
+_GPU_BLOCK_SEGMENTS = 64
+_GPU_BLOCK_FRAMES = 256
+_GPU_MAX_FRAME_BYTES = 2**28 // _GPU_BLOCK_FRAMES
 # The first block of a video is this many times smaller, so that the model starts early.
 _FIRST_BLOCK_PART = 4
 _AS_BYTES = {"do_rescale": False, "do_normalize": False}
@@ -51,6 +57,7 @@ class VideoPipeline(ChunkPipeline):
         "audio_track",
         "max_download_bytes",
         "max_download_seconds",
+        "decode_threads",
     )
     _forward_options: tuple[str, ...] = ("progress",)
     _postprocess_options: tuple[str, ...] = ("min_event_segments", "decoder", "top_k", "threshold")
@@ -122,6 +129,18 @@ class VideoPipeline(ChunkPipeline):
         """
 
     @property
+    def resizes_on_device(self) -> bool:
+        """Whether small frames are uploaded as they are and resized by the model's device.
+
+        A GPU computes in float and rounds at the end, a CPU in whole numbers: pixels can differ by one grey level.
+        """
+        return self._prepares_on_gpu
+
+    @property
+    def _prepares_on_gpu(self) -> bool:
+        return self.device.type == "cuda" and not is_child_process()  # a forked worker cannot use CUDA
+
+    @property
     def segmenter(self) -> AVEClipProcessor:
         """The processor that cuts videos into segments and prepares their frames and audio."""
         return self.processor
@@ -175,13 +194,18 @@ class VideoPipeline(ChunkPipeline):
         """
         count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
         seconds = self.segmenter.video_processor.segment_seconds
-        source = open_source(inputs, self.segmenter, count, seconds, **reading)
+        max_bytes = _GPU_MAX_FRAME_BYTES if self.resizes_on_device else 0
+        source = open_source(inputs, self.segmenter, count, seconds, max_bytes, **reading)
         return ahead(self._blocks(source, count, frame_tolerance))
 
     def _blocks(
         self, source: VideoSource, count: int, tolerance: float | None
     ) -> Generator[dict[str, Any], None, None]:
-        size = max(1, min(_BLOCK_SEGMENTS, _BLOCK_FRAMES // count))
+        is_gpu = self.device.type == "cuda"
+        most_segments, most_frames = (
+            (_GPU_BLOCK_SEGMENTS, _GPU_BLOCK_FRAMES) if is_gpu else (_BLOCK_SEGMENTS, _BLOCK_FRAMES)
+        )
+        size = max(1, min(most_segments, most_frames // count))
         windows = self.segmenter.window_samples if self.segmenter.audio_window_seconds else None
         segments = iter(source) if windows is None else with_audio_windows(source, windows)
         following, done = list(itertools.islice(segments, 1)), 0
@@ -196,14 +220,16 @@ class VideoPipeline(ChunkPipeline):
             info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
             # The declared length may be too short; while segments follow, at least one more is expected.
             info["total"] = max(done + 1, source.num_segments) if following else done
-            inputs = self._block(block, size, count)
+            inputs = self._block(block, size, count, source.is_resized)
             if tolerance is not None:
-                inputs["frame_sources"] = find_frame_sources(inputs["pixel_values"], inputs["frame_mask"], tolerance)
+                inputs["frame_sources"] = find_frame_sources(
+                    inputs["pixel_values"].cpu(), inputs["frame_mask"].cpu(), tolerance
+                )
             yield {**inputs, "info": info, "is_last": not following}
             if not following:
                 return
 
-    def _block(self, block: list[Segment], size: int, count: int) -> dict[str, torch.Tensor]:
+    def _block(self, block: list[Segment], size: int, count: int, is_resized: bool) -> dict[str, torch.Tensor]:
         video_processor = self.segmenter.video_processor
         # A video without audio or frames has no block to encode; silence gives the shape of the input.
         waveforms = [segment.waveform for segment in block] or [np.zeros(self.segmenter.window_samples, np.float32)]
@@ -216,11 +242,21 @@ class VideoPipeline(ChunkPipeline):
         frames = [segment.frames for segment in block]
         frames += [np.zeros((0, 1, 1, 3), dtype=np.uint8)] * (size - len(block))
         # Frames stay uint8 until they are on the model's device: a quarter of the bytes to transfer.
+        options = _AS_BYTES if is_resized else {**_AS_BYTES, "device": self.device}
         visual = video_processor.preprocess_segments(
-            [frames], is_resized=True, num_frames_per_segment=count, **_AS_BYTES
+            [frames], is_resized=is_resized, num_frames_per_segment=count, **options
         )
         visual["pixel_values"] = visual["pixel_values"].to(torch.uint8)
-        return {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
+        tensors = {**visual, "input_values": torch.from_numpy(input_values), "segment_mask": segment_mask}
+        if self._prepares_on_gpu:  # from pinned memory a GPU copies while it computes
+            tensors = {name: part if part.is_cuda else part.pin_memory() for name, part in tensors.items()}
+        return tensors
+
+    def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
+        """Moves tensors to a device, from pinned memory without waiting."""
+        if isinstance(inputs, torch.Tensor):
+            return inputs.to(device, non_blocking=inputs.device.type == "cpu" and inputs.is_pinned())
+        return super()._ensure_tensor_on_device(inputs, device)
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.segmenter.video_processor.normalize_pixels(pixels).to(self.model.dtype)
@@ -266,6 +302,7 @@ class _ProgressBar:
 
 
 def _check_options(options: dict[str, Any]) -> None:
+    check_decode_threads(options.get("decode_threads", AUTO))
     if options.get("decoder") not in (None, *DECODERS):
         raise ValueError(f"`decoder` must be one of {list(DECODERS)}, got {options['decoder']!r}.")
     for name in ("num_frames_per_segment", "num_segments", "min_event_segments", "top_k"):

@@ -3,9 +3,13 @@
 from fractions import Fraction
 from typing import Any
 
+from transformers.utils import logging
+
 from .audio_mixing import MAX_CHANNELS, take_channel_names
 from .file_ends import declared_bytes, ends_within_packet
 from .video_source import VideoReadError
+
+logger = logging.get_logger(__name__)
 
 MAX_SIDE_PIXELS = 16384
 MAX_FRAME_PIXELS = 64_000_000
@@ -31,6 +35,8 @@ class Recording:
     def __init__(self, container: Any, name: str, audio_track: int | None = None, is_quiet: bool = False):
         self.container = container
         self.is_quiet = is_quiet
+        self.is_strict = False  # whether a packet that cannot be decoded is a reason to start again
+        self.warnings: set[str] = set()  # logged so far
         self.name = name
         self._time_bases: dict[int, tuple[int, int]] = {}
         self.format_names = set(container.format.name.split(","))
@@ -51,7 +57,6 @@ class Recording:
                 "Convert it with `ffmpeg -i INPUT OUTPUT.mp4`."
             )
         if self.video is not None:
-            # One thread: more threads are not faster at these sizes, and compete with data loader workers.
             self.video.codec_context.thread_type = "NONE"
             self.video.codec_context.thread_count = 1
             self.check_size(self.video.codec_context.width, self.video.codec_context.height)
@@ -67,8 +72,35 @@ class Recording:
         self.time_zero = min(starts, default=Fraction(0))
 
     @property
+    def time_zero(self) -> Fraction:
+        """Time stamp in seconds that counts as 0: the earlier start of video and audio."""
+        return self._time_zero
+
+    @time_zero.setter
+    def time_zero(self, seconds: Fraction) -> None:
+        self._time_zero = seconds
+        self._factors: dict[int, tuple[int, int, int]] = {}  # of `seconds`, per stream
+
+    @property
     def streams(self) -> list[Any]:
         return [stream for stream in (self.video, self.audio) if stream is not None]
+
+    def warn_once(self, message: str) -> None:
+        """Logs a warning unless it was logged for this file before."""
+        if message not in self.warnings:
+            self.warnings.add(message)
+            logger.warning(f"{self.name}: {message}")
+
+    def use_frame_threads(self, num_threads: int) -> None:
+        """Decodes several frames at once; to be called before anything is decoded.
+
+        With frame threads FFmpeg conceals damage less well and reports it later. So the decoder is set to report
+        whatever it finds wrong, and the reader then starts again with one thread.
+        """
+        context = self.video.codec_context
+        context.thread_type, context.thread_count = "FRAME", num_threads
+        context.options = {**context.options, "err_detect": "explode"}
+        self.is_strict = True
 
     def check_size(self, width: int, height: int) -> None:
         if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_FRAME_PIXELS:
@@ -82,9 +114,12 @@ class Recording:
         """Converts a time stamp of a stream to seconds from time zero."""
         # In integers, because this runs several times per packet and fractions are slow. Python rounds the quotient
         # of two integers correctly, so the result is that of the fraction `timestamp * time_base - time_zero`.
-        ticks, per = self.time_base(stream)
-        zero, per_zero = self.time_zero.as_integer_ratio()
-        return (timestamp * ticks * per_zero - zero * per) / (per * per_zero)
+        factors = self._factors.get(stream.index)
+        if factors is None:
+            ticks, per = self.time_base(stream)
+            zero, per_zero = self.time_zero.as_integer_ratio()
+            factors = self._factors[stream.index] = ticks * per_zero, zero * per, per * per_zero
+        return (timestamp * factors[0] - factors[1]) / factors[2]
 
     def time_base(self, stream: Any) -> tuple[int, int]:
         """Returns numerator and denominator of a stream's time base in seconds."""

@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,11 @@ class VideoSource:
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
 
+    @property
+    def is_resized(self) -> bool:
+        """Whether the frames read so far have the processor's size."""
+        return True
+
 
 class FileSource(VideoSource):
     """A video file, which is opened at the first segment and read in one pass."""
@@ -49,6 +54,11 @@ class FileSource(VideoSource):
     def __init__(self, file: Any, options: ReadOptions) -> None:
         super().__init__(source_name(file))
         self.file, self.options = file, options
+
+    @property
+    def is_resized(self) -> bool:
+        transform = self.options.frame_transform
+        return not isinstance(transform, LargeFramesOnly) or transform.was_applied
 
     def __iter__(self) -> Iterator[Segment]:
         with open_container(self.file, self.options.download_limits) as container:
@@ -69,11 +79,33 @@ class FileSource(VideoSource):
             self.duration = reader.duration_seconds
 
 
+class LargeFramesOnly:
+    """A frame transform that leaves small frames to a GPU, which resizes them faster than the CPU decodes them.
+
+    Frames of one video all have the same size, so it is applied to all of them or to none.
+
+    Args:
+        transform (`Callable`): Resizes a frame `(height, width, 3)`.
+        max_bytes (`int`): Largest frame that is left as it is.
+    """
+
+    is_thread_safe = True
+
+    def __init__(self, transform: Callable[[np.ndarray], np.ndarray], max_bytes: int) -> None:
+        self.transform, self.max_bytes = transform, max_bytes
+        self.was_applied = False
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        self.was_applied = frame.nbytes > self.max_bytes
+        return self.transform(frame) if self.was_applied else frame
+
+
 def open_source(
     inputs: Any,
     processor: AVEClipProcessor,
     num_frames_per_segment: int,
     segment_seconds: float,
+    max_native_bytes: int = 0,
     **reading: Any,
 ) -> VideoSource:
     """Opens a file or decoded arrays for streaming.
@@ -82,7 +114,9 @@ def open_source(
         inputs: A path, bytes, file object or URL; or `{"frames", "frame_rate", "audio", "sampling_rate"}`.
         processor ([`AVEClipProcessor`]): Gives the sampling rate and cuts decoded arrays.
         num_frames_per_segment (`int`), segment_seconds (`float`): The time grid.
-        reading: `audio_track`, `max_download_bytes` and `max_download_seconds` of `iter_segments`.
+        max_native_bytes (`int`): Frames of a file up to this size are not resized; the `is_resized` of the source
+            tells.
+        reading: `audio_track`, `max_download_bytes`, `max_download_seconds` and `decode_threads` of `iter_segments`.
 
     Raises:
         ValueError: If `inputs` is neither, or a dictionary with other keys.
@@ -99,7 +133,7 @@ def open_source(
         num_frames_per_segment=num_frames_per_segment,
         segment_seconds=segment_seconds,
         **reading,
-        frame_transform=processor.video_processor.frame_transform(),
+        frame_transform=LargeFramesOnly(processor.video_processor.frame_transform(), max_native_bytes),
     )
     return FileSource(inputs, options)
 

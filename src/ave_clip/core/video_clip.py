@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .decode_threads import AUTO, check_decode_threads
 from .recording import MAX_DURATION_SECONDS, MAX_SIDE_PIXELS
 from .segments import check_positive, samples_per_segment
 from .video_source import DownloadLimits
@@ -110,9 +111,11 @@ class ReadOptions:
     max_download_bytes: int = DownloadLimits.max_bytes
     max_download_seconds: float = DownloadLimits.max_seconds
     frame_transform: Callable[[np.ndarray], np.ndarray] | None = None
+    decode_threads: int | str = AUTO
 
     def __post_init__(self):
         check_positive("segment_seconds", self.segment_seconds)
+        check_decode_threads(self.decode_threads)
         _check_integer("sampling_rate", self.sampling_rate, 1, 10_000_000)
         _check_integer("num_frames_per_segment", self.num_frames_per_segment, 1, MAX_FRAMES_PER_SEGMENT)
         num_samples = samples_per_segment(self.sampling_rate, self.segment_seconds)

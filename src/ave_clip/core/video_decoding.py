@@ -6,6 +6,7 @@ memory.
 """
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,17 +14,15 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from .audio_mixing import MonoMixer
+from .decode_threads import BYTES_PER_HDR_PIXEL, BYTES_PER_IMAGE_PIXEL, ConversionThreads, SegmentImages
 from .orientation import display_matrix, displayed_size, is_transposed, turn_upright
 from .recording import FORMATS_WITH_DURATION, MAX_DURATION_SECONDS, Recording, start_time
 from .segments import TIME_TOLERANCE_SECONDS, copy_overlap, last_frame_stays
 from .time_stamps import JUMP_SECONDS, TimeStamps
 from .tone_mapping import is_hdr, tone_map
 from .video_source import VideoReadError
-
-logger = logging.get_logger(__name__)
 
 UNSPECIFIED_MATRIX = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 # A lost packet of the usual codecs causes a gap of 20 ms or more; rounded time stamps (Matroska, FLV) are off by 1 ms.
@@ -67,6 +66,7 @@ class Demuxer:
         self.error: str | None = None
         self.is_cut = False  # whether the file stopped within a packet
         self.num_decoding_errors = 0
+        self._has_video_error = False
         self.num_late_packets = 0
         self.end_position = 0  # in the file, of its last packet; 0 if not known
         self._num_bytes = 0  # of the packets
@@ -108,7 +108,19 @@ class Demuxer:
         if repair not in self._repairs:  # the first packets are repaired again after a seek
             self._repairs.add(repair)
             if len(self._repairs) <= MAX_REPAIR_WARNINGS and not self.recording.is_quiet:
-                logger.warning(f"{self.recording.name}: {repair}")
+                self.recording.warn_once(repair)
+
+    def may_depend_on_threads(self, is_read_to_end: bool) -> bool:
+        """Whether decoding with one thread could have given something else so far: frame threads read further ahead.
+
+        Args:
+            is_read_to_end (`bool`): Whether the whole file is wanted, with its last packet, wherever it is cut off.
+        """
+        return self._has_video_error or self.num_late_packets > 0 or (self.is_cut and not is_read_to_end)
+
+    def close(self) -> None:
+        """Frees what keeps the decoder, and so its threads, alive."""
+        del self._stamps, self._packets
 
     @property
     def num_repairs(self) -> int:
@@ -139,6 +151,7 @@ class Demuxer:
 
     def count_error(self, stream: Any, error: Exception) -> None:
         self.num_decoding_errors += 1
+        self._has_video_error |= stream.type == "video"
         self.error = self.error or f"{stream.type} packet: {getattr(error, 'strerror', None) or error}"
 
     def _timestamp(self, stream: Any, frame: Any) -> int | None:
@@ -294,7 +307,8 @@ class VideoTrack:
         demuxer (`Demuxer`): Source of the packets.
         size (`tuple[int, int]`, *optional*): Height and width of the images. Default: those of the first frame.
         transform (`Callable`, *optional*): Called with each wanted image, `(height, width, 3)` uint8; its result is
-            kept instead. A transform that shrinks the image bounds memory: only one image at a time has full size.
+            kept instead. A transform that shrinks the image bounds memory: only few images at a time have full size.
+        threads (`ConversionThreads`, *optional*): Where frames are converted. Default: in the calling thread.
     """
 
     def __init__(
@@ -302,14 +316,15 @@ class VideoTrack:
         demuxer: Demuxer,
         size: tuple[int, int] | None,
         transform: Callable[[np.ndarray], np.ndarray] | None = None,
+        threads: ConversionThreads | None = None,
     ):
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter = VideoReformatter()
+        self._reformatters = threading.local()  # a scaler can be used by one thread at a time
         self.recording = demuxer.recording
         self.stream: Any = self.recording.video
         self._transform = transform
-        self._warned_of_matrix = False
+        self._threads = threads
+        self._has_odd_matrix = False
+        self._known_kinds: set[tuple] = set()  # of frames that were converted
         self.size = None if size is None else tuple(size)
         self.num_decoded = 0
         self._frames = demuxer.frames(self.stream)
@@ -337,25 +352,28 @@ class VideoTrack:
 
         Times must not decrease from call to call.
         """
-        images, times, shown = None, [], None
+        converted, times, shown = SegmentImages(len(wanted), self._to_image, self._transform, self._threads), [], None
         for time in wanted:
             self.advance(time)
             if self._current is None or self._current is shown or (time >= self._end and not self._stays):
                 continue
             shown = self._current
             # Converted at once: stored decoded frames would need as much memory as full-size images.
-            image = self._to_image(shown)
-            if images is None:
-                images = np.empty((len(wanted), *image.shape), np.uint8)
-            images[len(times)] = image
+            frame = shown.frame
+            kind = frame.format.name, frame.colorspace, frame.color_range, frame.color_trc, frame.width, frame.height
+            pixel_bytes = BYTES_PER_HDR_PIXEL if is_hdr(frame.color_trc) else BYTES_PER_IMAGE_PIXEL
+            # The first of its kind in this thread: its warnings and errors then come at their place.
+            converted.add(shown, pixel_bytes * frame.width * frame.height, at_once=kind not in self._known_kinds)
+            self._known_kinds.add(kind)
             times.append(shown.time)
+        images = converted.result()
         if images is None:
             return np.empty((0, *(self.size or (0, 0)), 3), np.uint8), np.zeros(0)
         if len(times) == 1 and shown is not None:  # during a pause of hours the same image is stored only once
             if self._single is None or self._single[0] is not shown:
                 self._single = shown, images[:1].copy()
             return self._single[1], np.array(times, dtype=np.float64)
-        return images[: len(times)], np.array(times, dtype=np.float64)
+        return images, np.array(times, dtype=np.float64)
 
     def advance(self, time: float) -> None:
         """Decodes until the frame displayed at `time` is the current one."""
@@ -402,26 +420,27 @@ class VideoTrack:
         transfer, primaries = timed.frame.color_trc, timed.frame.color_primaries
         image = self._to_rgb(timed.frame, width, height, "rgb48le" if is_hdr(transfer) else "rgb24")
         image = tone_map(image, transfer, primaries) if is_hdr(transfer) else image
-        image = turn_upright(image, timed.matrix)
-        return image if self._transform is None else self._transform(image)
+        return turn_upright(image, timed.matrix)
 
     def _to_rgb(self, frame: Any, width: int, height: int, pixel_format: str) -> np.ndarray:
         import av
+        from av.video.reformatter import VideoReformatter
 
-        # One shared reformatter: a frame's own reformatter would set up the scaler each time. One thread, as for
-        # decoding.
+        # One reformatter per thread: a frame's own reformatter would set up the scaler each time.
+        if not hasattr(self._reformatters, "own"):
+            self._reformatters.own = VideoReformatter()
         options = {"interpolation": "BICUBIC", "threads": 1}
         try:
-            return self._reformatter.reformat(frame, width, height, pixel_format, **options).to_ndarray()
+            return self._reformatters.own.reformat(frame, width, height, pixel_format, **options).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             if (
                 frame.colorspace != UNSPECIFIED_MATRIX
             ):  # swscale does not support matrices such as YCgCo, ICtCp and BT.2020-CL
-                if not self._warned_of_matrix:
-                    self._warned_of_matrix = True
-                    logger.warning(
-                        f"{self.recording.name}: FFmpeg cannot convert its colour matrix (number {frame.colorspace} "
-                        "of ITU-T H.273), so the usual one is used and colours are not exact."
+                if not self._has_odd_matrix:
+                    self._has_odd_matrix = True
+                    self.recording.warn_once(
+                        f"FFmpeg cannot convert its colour matrix (number {frame.colorspace} of ITU-T H.273), so the "
+                        "usual one is used and colours are not exact."
                     )
                 frame.colorspace = UNSPECIFIED_MATRIX
                 return self._to_rgb(frame, width, height, pixel_format)
@@ -448,7 +467,6 @@ class AudioTrack:
         self._chunks: deque[tuple[int, np.ndarray]] = deque()  # first sample, samples
         self._mixer: MonoMixer | None = None
         self._format: tuple | None = None
-        self._warned = False
         self._expected = 0.0  # time at which the next frame should start
         self._next_sample = 0  # index of the next resampled sample
         self._finished = False
@@ -513,9 +531,8 @@ class AudioTrack:
         for samples in mixed:
             self._chunks.append((self._next_sample, np.clip(samples, -1.0, 1.0)))
             self._next_sample += len(samples)
-        if mixer.has_cancelled and not self._warned:
-            self._warned = True
-            logger.warning(
-                f"{self.recording.name}: the channels of its audio cancel each other out when they are mixed to mono "
-                "(one of them is inverted), so the loudest channel is used there."
+        if mixer.has_cancelled:
+            self.recording.warn_once(
+                "the channels of its audio cancel each other out when they are mixed to mono (one of them is "
+                "inverted), so the loudest channel is used there."
             )

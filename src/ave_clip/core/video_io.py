@@ -46,6 +46,7 @@ the random noise that AAC fills in, and for a shift of up to 1 ms where time sta
 webm, flv).
 """  # noqa: E501
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .decode_threads import ConversionThreads, num_decode_threads
 from .orientation import clockwise_degrees, display_matrix, displayed_size
 from .recording import FORMATS_WITH_DURATION, Recording
 from .segments import (
@@ -68,7 +70,14 @@ from .segments import (
 )
 from .video_clip import ReadOptions, Segment, VideoClip, VideoInfo
 from .video_decoding import MAX_REPAIR_WARNINGS, TRUNCATION_TOLERANCE_SECONDS, AudioTrack, Demuxer, VideoTrack
-from .video_source import DownloadLimits, VideoReadError, open_container, source_name
+from .video_source import (
+    DownloadLimits,
+    VideoReadError,
+    is_downloaded,
+    open_container,
+    reopen_container,
+    source_name,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -133,6 +142,7 @@ def iter_segments(
     max_download_bytes: int = DownloadLimits.max_bytes,
     max_download_seconds: float = DownloadLimits.max_seconds,
     frame_transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    decode_threads: int | str = "auto",
 ) -> Iterator[Segment]:
     """Reads a video segment by segment, in one pass and constant memory.
 
@@ -155,7 +165,12 @@ def iter_segments(
         max_download_seconds (`float`): Maximum total time to wait for the server of a URL, half an hour by default.
         frame_transform (`Callable`, *optional*): Called with each frame `(height, width, 3)` as soon as it is decoded;
             returns the uint8 array that is kept instead. At native size, a segment of 16 frames in 4K takes 400 MB;
-            with a transform that shrinks the frames, only one frame at a time has full size.
+            with a transform that shrinks the frames, only a few frames at a time have full size. Frames come in order
+            and one at a time, unless the callable has an attribute `is_thread_safe=True`: then several threads call it
+            in any order.
+        decode_threads (`int` or `str`): Number of threads that decode, beside a few that convert frames; segments do
+            not depend on it. `"auto"`: as many as this process has CPUs, fewer for large frames; one in child
+            processes of `multiprocessing` such as data loader workers. URLs and AVI files are read with one thread.
 
     Returns:
         Iterator of `Segment`: At least one.
@@ -177,8 +192,20 @@ def iter_segments(
         max_download_bytes=max_download_bytes,
         max_download_seconds=max_download_seconds,
         frame_transform=frame_transform,
+        decode_threads=decode_threads,
     )
     return _generate(source, options)
+
+
+def _num_threads(recording: Recording, options: ReadOptions) -> int:
+    """Returns the number of frame threads for a recording."""
+    # One thread for AVI, whose frames get their times from when the decoder returns them, and for URLs: a damaged file
+    # is read again from its start, which would count twice as a download.
+    has_video = recording.video is not None and options.read_video
+    if not has_video or "avi" in recording.format_names or is_downloaded(recording.container):
+        return 1
+    context = recording.video.codec_context
+    return num_decode_threads(options.decode_threads, context.width, context.height)
 
 
 def _generate(source: Any, options: ReadOptions) -> Iterator[Segment]:
@@ -199,26 +226,71 @@ class SegmentReader:
     """
 
     def __init__(self, recording: Recording, options: ReadOptions):
-        self.recording = recording
         self.options = options
         self.truncated = False
+        self._begin(recording, _num_threads(recording, options))
+
+    def _begin(self, recording: Recording, num_threads: int) -> None:
+        self.recording, options = recording, self.options
         video = recording.video if options.read_video else None
         audio = recording.audio if options.read_audio else None
+        self._threads = None
+        if num_threads > 1:
+            recording.use_frame_threads(num_threads)
+            self._threads = ConversionThreads(num_threads // 2)
         self._demuxer = Demuxer(recording, [stream for stream in (video, audio) if stream is not None])
-        self._video = VideoTrack(self._demuxer, options.size, options.frame_transform) if video is not None else None
-        self._audio = AudioTrack(self._demuxer, options.sampling_rate) if audio is not None else None
+        self._video = self._audio = None
+        if video is not None:
+            self._video = VideoTrack(self._demuxer, options.size, options.frame_transform, self._threads)
+        if audio is not None:
+            self._audio = AudioTrack(self._demuxer, options.sampling_rate)
         self._declared_duration = recording.duration_seconds
 
     def __iter__(self) -> Iterator[Segment]:
-        self._demuxer.seek(self.options.start_seconds)
-        for index in itertools.count():
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
+            self._demuxer.seek(self.options.start_seconds)
+            for index in itertools.count():
+                segment = self._read_as_with_one_thread(index, stack)
+                if index == 0:
+                    self._check_start()
+                if index >= num_segments_for(self.duration_seconds, self.options.segment_seconds):
+                    break
+                yield segment
+            self._check_end()
+
+    def _end(self) -> None:
+        """Ends all threads."""
+        if self._threads is not None:
+            self._threads.close()
+        self._demuxer.close()
+
+    def _read_as_with_one_thread(self, index: int, stack: contextlib.ExitStack) -> Segment:
+        """Reads a segment; if that might depend on the number of threads, again with one, from the file's start."""
+        if not self.recording.is_strict:
+            return self._read(index)
+        try:
             segment = self._read(index)
-            if index == 0:
-                self._check_start()
-            if index >= num_segments_for(self.duration_seconds, self.options.segment_seconds):
-                break
-            yield segment
-        self._check_end()
+            if not self._demuxer.may_depend_on_threads(is_read_to_end=self.options.end_seconds is None):
+                return segment
+        except VideoReadError:  # one thread may be able to read this segment, and meet the error in a later one
+            pass
+        self._end()
+        recording = self.recording
+        container = stack.enter_context(reopen_container(recording.container, recording.name))
+        again = Recording(container, recording.name, self.options.audio_track, recording.is_quiet)
+        again.warnings = recording.warnings
+        self._begin(again, 1)
+        self._demuxer.seek(self.options.start_seconds)
+        for earlier in range(index):
+            self._pass(earlier)
+        return self._read(index)
+
+    def _pass(self, index: int) -> None:
+        """Decodes a segment without converting its frames."""
+        if self._video is not None:
+            self._video.advance(self.options.start_seconds + (index + 1) * self.options.segment_seconds)
+        self._waveform(index)
 
     @property
     def _tracks(self) -> list[VideoTrack | AudioTrack]:

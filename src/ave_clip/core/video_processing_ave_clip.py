@@ -127,6 +127,7 @@ class AVEClipVideoProcessor(LoadsBuiltinNames, BaseVideoProcessor):
             (pixels,) = self._process(frame[None], **options)
             return pixels.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
 
+        transform.is_thread_safe = True  # pyrefly: ignore[missing-attribute]
         return transform
 
     def preprocess_segments(

@@ -129,6 +129,18 @@ def open_container(source: Any, limits: DownloadLimits | None = None) -> Iterato
         yield stack.enter_context(_open(file, name))
 
 
+def reopen_container(container: Any, name: str) -> Any:
+    """Opens the file of an open container once more, from its beginning; the container must not be read any more."""
+    file = container.file.file
+    file.seek(0)
+    return _open(file, name)
+
+
+def is_downloaded(container: Any) -> bool:
+    """Whether a container is read over the network in pieces."""
+    return isinstance(getattr(container.file.file, "raw", None), _RemoteFile)
+
+
 def _readable(source: Any, name: str, limits: DownloadLimits, stack: contextlib.ExitStack) -> Any:
     """Returns a seekable file object for FFmpeg."""
     if is_video_dictionary(source):
