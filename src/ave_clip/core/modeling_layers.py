@@ -54,7 +54,7 @@ class AVEClipLSTM(nn.RNNBase):
         if not weights[0].is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if len({weight.untyped_storage().data_ptr() for weight in weights}) > 1:
-            self._flat_weights = weights
+            self._flat_weights: list[torch.Tensor | None] = [*weights]
             with torch.inference_mode(False):
                 self.flatten_parameters()
 

@@ -91,13 +91,13 @@ class Recording:
             self.warnings.add(message)
             logger.warning(f"{self.name}: {message}")
 
-    def use_frame_threads(self, num_threads: int) -> None:
+    def use_frame_threads(self, video: Any, num_threads: int) -> None:
         """Decodes several frames at once; to be called before anything is decoded.
 
         With frame threads FFmpeg conceals damage less well and reports it later. So the decoder is set to report
         whatever it finds wrong, and the reader then starts again with one thread.
         """
-        context = self.video.codec_context
+        context = video.codec_context
         context.thread_type, context.thread_count = "FRAME", num_threads
         context.options = {**context.options, "err_detect": "explode"}
         self.is_strict = True

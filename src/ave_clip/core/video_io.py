@@ -201,8 +201,9 @@ def _num_threads(recording: Recording, options: ReadOptions) -> int:
     """Returns the number of frame threads for a recording."""
     # One thread for AVI, whose frames get their times from when the decoder returns them, and for URLs: a damaged file
     # is read again from its start, which would count twice as a download.
-    has_video = recording.video is not None and options.read_video
-    if not has_video or "avi" in recording.format_names or is_downloaded(recording.container):
+    if recording.video is None or not options.read_video:
+        return 1
+    if "avi" in recording.format_names or is_downloaded(recording.container):
         return 1
     context = recording.video.codec_context
     return num_decode_threads(options.decode_threads, context.width, context.height)
@@ -236,7 +237,7 @@ class SegmentReader:
         audio = recording.audio if options.read_audio else None
         self._threads = None
         if num_threads > 1:
-            recording.use_frame_threads(num_threads)
+            recording.use_frame_threads(video, num_threads)
             self._threads = ConversionThreads(num_threads // 2)
         self._demuxer = Demuxer(recording, [stream for stream in (video, audio) if stream is not None])
         self._video = self._audio = None
