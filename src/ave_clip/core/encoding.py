@@ -18,7 +18,7 @@ def chunk_size(items: torch.Tensor) -> int:
     """Returns how many items `(number, ...)` a tower encodes at once on their device."""
     if items.device.type == "cpu":
         return CPU_CHUNK_SIZE
-    return max(1, min(MAX_CHUNK_SIZE, MAX_CHUNK_BYTES // (4 * max(1, items[0].numel()))))
+    return max(1, min(MAX_CHUNK_SIZE, MAX_CHUNK_BYTES // (4 * max(1, items.shape[1:].numel()))))
 
 
 def encode_in_chunks(encode: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor) -> torch.Tensor:
@@ -152,6 +152,7 @@ def place_segments(embeds: torch.Tensor, segment_mask: torch.Tensor) -> torch.Te
 
 
 __all__ = [
+    "chunk_size",
     "encode_frames",
     "encode_in_chunks",
     "encode_segments",

@@ -10,7 +10,7 @@ import torch
 from .categories import BACKGROUND_LABEL
 from .concepts import ConceptMatch, ConceptTable
 from .encoders import encoder_for
-from .encoding import ENCODER_CHUNK_SIZE, encode_frames, encode_in_chunks, place_segments
+from .encoding import chunk_size, encode_frames, encode_in_chunks, place_segments
 from .events import BOTH, DEFAULT_DECODER, HEARD, SEEN, SENSES
 from .label_encoder import embed_texts
 from .label_space import LabelSpace
@@ -252,7 +252,8 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
         num_segments = len(items[0])
         if num_segments == 0:  # a blank segment gives the shape, as in `encode_in_chunks`
             items = [item.new_zeros(1, *item.shape[1:]) for item in items]
-        num_parts = math.ceil(items[0].shape[:2].numel() / ENCODER_CHUNK_SIZE)  # a limited number of frames at a time
+        all_frames = items[0].flatten(0, 1)
+        num_parts = math.ceil(len(all_frames) / chunk_size(all_frames))  # a limited number of frames at a time
         embeds = []
         for frames, mask, windows in zip(*(item.tensor_split(num_parts) for item in items)):
             pixels = self._normalize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
