@@ -56,7 +56,7 @@ from ave_clip.training.cross_modality import (
     space_of_store,
 )
 from ave_clip.training.features import FeatureStore
-from ave_clip.training.splits import open_videos as open_splits
+from ave_clip.training.splits import open_split
 
 logger = get_logger("cross_modality")
 SPLITS = ("train", "validation", "test")
@@ -114,10 +114,7 @@ def embed_videos(args: argparse.Namespace, accelerator: Accelerator, name: str):
     encoder = load_encoder(args.model)
     space = shared_space_of(encoder_config(encoder), args.model)
     options = {"name": name} if name != "full" else {}
-    splits = open_splits(args.data, **video_options(args, problem_type="single_label", **options))
-    if args.split not in splits:
-        raise ValueError(f"{args.data} has no {args.split} split, only {list(splits)}. Pass --split.")
-    examples = splits[args.split]
+    examples = open_split(args.data, args.split, **video_options(args, problem_type="single_label", **options))
     examples = examples.select(range(min(len(examples), args.max_clips or len(examples))))
     id2label = labels_with_background(examples.features["category"].names)
     localizer = build_localizer(encoder, id2label, {"visual_feature_type": "pooled"}).to(accelerator.device)

@@ -57,7 +57,7 @@ from ave_clip.training.evaluation import (
     render_classes,
     render_table,
     result_rows,
-    state_reference_points,
+    state_baselines,
     summary_rows,
 )
 from ave_clip.training.features import FeatureStore
@@ -66,8 +66,7 @@ from ave_clip.training.multi_label_evaluation import with_several_labels
 from ave_clip.training.open_vocabulary import check_unseen, has_open_vocabulary, set_data_labels
 from ave_clip.training.prediction import SplitPredictions, predict_split
 from ave_clip.training.seen_unseen import measure_seen_unseen
-from ave_clip.training.splits import H5Splits, check_labelled
-from ave_clip.training.splits import open_videos as open_splits
+from ave_clip.training.splits import H5Splits, check_labelled, open_split
 
 logger = get_logger("evaluate_localizer")
 
@@ -236,10 +235,7 @@ def open_videos(args: argparse.Namespace, name: str, localizer: AVEClipForLocali
         "problem_type": args.problem_type or SINGLE_LABEL,
         "segment_seconds": processor.video_processor.segment_seconds,
     }
-    splits = open_splits(args.data, **video_options(args, **labels))
-    if args.split not in splits:
-        raise ValueError(f"{args.data} has no {args.split} split, only {list(splits)}. Pass --split.")
-    examples = splits[args.split]
+    examples = open_split(args.data, args.split, **video_options(args, **labels))
     if has_open_vocabulary(localizer):
         if args.label_encoder is not None:
             localizer.label_encoder = LabelEncoder.from_pretrained(args.label_encoder)
@@ -299,8 +295,8 @@ def event_settings(args: argparse.Namespace, name: str, clips: Dataset) -> dict[
 def summarize(args: argparse.Namespace, models: dict[str, dict[str, dict]]) -> dict[str, Any]:
     """Return the content of the results file: measures by decoder of one model, or of each and their summary."""
     first = next(iter(models.values()))
-    points = next(iter(first.values()))["reference_points"]
-    content = {"reference_points": {**points, "statement": state_reference_points(points)}}
+    points = next(iter(first.values()))["baselines"]
+    content = {"baselines": {**points, "statement": state_baselines(points)}}
     if len(models) == 1:
         content["decoders"] = first
     else:
@@ -318,7 +314,7 @@ def show(args: argparse.Namespace, content: dict[str, Any], models: dict[str, di
     if "summary" in content:
         rows += summary_rows(content["summary"]["metrics"])
     print(render_table(rows, args.table, columns_of(next(iter(models[args.model[0]].values())))))
-    print(f"\n{content['reference_points']['statement']}")
+    print(f"\n{content['baselines']['statement']}")
     for name, results in models.items() if args.per_class else ():
         decoder, metrics = next(iter(results.items()))
         names = LabelSpace.of(AutoConfig.from_pretrained(name)).event_names

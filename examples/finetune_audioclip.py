@@ -61,7 +61,6 @@ from ave_clip.training.checkpoints import (
     towers_fingerprint,
 )
 from ave_clip.training.clips import build_clip_cache
-from ave_clip.training.features import SplitError
 from ave_clip.training.gradients import (
     UnscaledSpectrogram,
     backward_in_chunks,
@@ -80,7 +79,7 @@ from ave_clip.training.pairs import (
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
 from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.shared_space import limit_scale, loss_of, scales_of, space_of
-from ave_clip.training.splits import open_videos
+from ave_clip.training.splits import open_split
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
 logger = get_logger("finetune_audioclip")
@@ -243,13 +242,7 @@ def build_dataloaders(args: argparse.Namespace, processor, accelerator: Accelera
     for split in ("train", "validation"):
         is_train = split == "train"
         with accelerator.main_process_first():
-            splits = open_videos(args.data, **video_options(args))
-            if split not in splits:
-                raise SplitError(
-                    f"{args.data} has no {split} split, only {list(splits)}. Of data without splits, "
-                    "--split_fractions 0.8 0.1 0.1 makes them."
-                )
-            examples = splits[split]
+            examples = open_split(args.data, split, **video_options(args))
             data["categories"] = examples.features["category"].names
             examples, leaking = leave_out_leaks(examples) if is_train else (examples, [])
             cache = build_clip_cache(folder, examples, processor, args.num_workers)

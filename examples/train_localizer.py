@@ -68,6 +68,7 @@ from ave_clip.training.checkpoints import (
     save_checkpoint,
     towers_fingerprint,
 )
+from ave_clip.training.class_weights import CLASS_WEIGHTINGS, set_class_weights
 from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
 from ave_clip.training.feature_statistics import fit_feature_norms
@@ -88,6 +89,7 @@ from ave_clip.training.splits import (
     VideoSplits,
     build_prediction_loader,
     build_train_loader,
+    check_whole_videos,
     choose_clips,
 )
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
@@ -97,6 +99,7 @@ SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / f"synthetic-{GENERATOR_
 NUM_SYNTHETIC = 400
 # By which measure of the validation split the best epoch is chosen.
 SELECTION = {SINGLE_LABEL: "validation_accuracy", MULTI_LABEL: "validation_segment_map"}
+LONGEST_WEAK = 600  # segments of a video under weak supervision, which learns from whole videos, unless configured
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Compared by content, so that a run can be resumed after they were moved.
 PATHS = ("model", "features_dir", "h5_dir", "annotations_dir", "audio_file", "visual_file", "data", "video_dir")
@@ -173,6 +176,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ema", type=float, metavar="DECAY", help="Evaluate and save an exponential moving average of the weights."
     )
+    group.add_argument(
+        "--class_weighting",
+        choices=tuple(CLASS_WEIGHTINGS),
+        help="With several labels per segment: weigh the loss of active classes by their frequency in the training "
+        "split: by its inverse, or by the inverse of the effective number of segments (Cui et al. 2019).",
+    )
     group.add_argument("--patience", type=int, default=40, help="Stop after this many epochs without improvement.")
     group.add_argument("--max_steps", type=int, help="Limit the steps per epoch, for a trial run.")
 
@@ -241,12 +250,7 @@ def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: 
 
 
 def build_dataloaders(
-    args,
-    accelerator: Accelerator,
-    source,
-    config: AVEClipConfig,
-    max_segments: int,
-    vocabulary: Vocabulary | None = None,
+    args, accelerator: Accelerator, source, config: AVEClipConfig, vocabulary: Vocabulary | None = None
 ) -> tuple[DataLoader, DataLoader]:
     """Build the loaders of the training and the validation split, each with this process's part."""
     is_weak = config.supervision == "weak"
@@ -259,19 +263,24 @@ def build_dataloaders(
             )
     if vocabulary is not None:
         splits = {split: vocabulary.seen_clips(clips, split) for split, clips in splits.items()}
-    clips = choose_clips(splits["train"], args.max_train_clips, args.seed)
+    chosen = choose_clips(splits["train"], args.max_train_clips, args.seed)
+    if args.class_weighting is not None:
+        set_class_weights(config, chosen, args.class_weighting)
+    size = window_size(config)
+    if is_weak:
+        size = check_whole_videos(chosen, "train", config.max_segments or LONGEST_WEAK)
     seconds = segment_seconds_of(source) if config.boundary_regression else None  # then windows come with their events
-    clips = ClipWindows(clips, max_segments, args.seed, seconds)
+    clips = ClipWindows(chosen, size, args.seed, seconds)
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
-    options = {**process, "max_segments": max_segments}
+    options = {**process, "max_segments": window_size(config)}
     return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
 
 
-def window_size(localizer: AVEClipForLocalization) -> int:
+def window_size(config: AVEClipConfig) -> int:
     """Return the largest number of segments that are trained or predicted at once, so that memory is bounded."""
-    return localizer.config.max_segments or DEFAULT_WINDOW
+    return config.max_segments or DEFAULT_WINDOW
 
 
 @dataclass
@@ -446,7 +455,7 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict,
     if run.accelerator.num_processes > 1:
         run.accelerator.wait_for_everyone()
     process = {"process_index": run.accelerator.process_index, "num_processes": run.accelerator.num_processes}
-    process["max_segments"] = window_size(model)
+    process["max_segments"] = window_size(model.config)
     loaders, unopened = {"validation": validation_loader}, ["test"]
     if run.vocabulary is not None:
         run.vocabulary.use_all(model)
@@ -518,9 +527,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         source.expect(localizer.config, towers)
     if vocabulary is not None:
         vocabulary.use_seen(localizer)
-    train_loader, validation_loader = build_dataloaders(
-        args, accelerator, source, localizer.config, window_size(localizer), vocabulary
-    )
+    train_loader, validation_loader = build_dataloaders(args, accelerator, source, localizer.config, vocabulary)
     if isinstance(localizer, AVEClipForLocalization):
         fit_feature_norms(localizer, train_loader.dataset, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}

@@ -20,10 +20,10 @@ from ave_clip import AVEClipConfig
 from ave_clip.core.events import decode_labels
 from ave_clip.training.metrics import (
     COUNT_NAMES,
+    baselines,
     bootstrap_intervals,
     count_per_video,
     pooled_measures,
-    reference_points,
     segment_accuracy,
 )
 
@@ -261,7 +261,7 @@ def describe_test(labels: Sequence[np.ndarray], num_labels: int, windows: Sequen
         windows (`Sequence[int]`): The values of W in the table.
 
     Returns:
-        `dict[str, Any]`: `num_videos`, `reference_points`, and `ceilings`, the accuracy of perfect labels after
+        `dict[str, Any]`: `num_videos`, `baselines`, and `ceilings`, the accuracy of perfect labels after
         post-processing, by W.
     """
     shares = np.append(np.eye(num_labels), np.full((1, num_labels), 1 / num_labels), axis=0)  # last: an ignored one
@@ -272,7 +272,7 @@ def describe_test(labels: Sequence[np.ndarray], num_labels: int, windows: Sequen
     }
     return {
         "num_videos": len(labels),
-        "reference_points": reference_points(labels, num_labels - 1),
+        "baselines": baselines(labels, num_labels - 1),
         "ceilings": ceilings,
     }
 
@@ -389,7 +389,7 @@ def _ceiling_lines(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not described:
         return
     ceilings = {window: share for one in described for window, share in one["ceilings"].items()}
-    points = described[0]["reference_points"]
+    points = described[0]["baselines"]
     yield ""
     yield (
         f"On these {described[0]['num_videos']} test videos, background everywhere scores "

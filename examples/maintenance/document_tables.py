@@ -94,7 +94,7 @@ def tiny_tables(results_dir: Path) -> str:
 
 def _control_table(results: Mapping[str, Any]) -> str:
     measured = {name: _main(results[name]["validation"]) for name in CONTROLS if name in results}
-    references = measured["stage3"]["reference_points"]
+    references = measured["stage3"]["baselines"]
     rows = [["trained with", "segment accuracy"]]
     rows += [[CONTROLS[name], _percent(metrics["segment_accuracy"])] for name, metrics in measured.items()]
     rows += [[title, _percent(references[name])] for name, title in REFERENCES.items()]

@@ -52,7 +52,7 @@ def build_recipe_card(recipe: Mapping[str, Any]) -> str:
         model_name="ave-clip",
         num_parameters=count_parameters(config),
         splits=recipe["splits"],
-        references=recipe["reference_points"],
+        references=recipe["baselines"],
         stages=recipe["stages"],
         tables=recipe["paper"],
         commands=recipe["commands"],

@@ -24,8 +24,9 @@ from transformers import AutoConfig, pipeline
 
 import ave_clip
 from ave_clip import AudioVisualEventLocalizationPipeline, ZeroShotAudioVisualEventLocalizationPipeline
-from ave_clip.core.categories import BACKGROUND_LABEL
-from ave_clip.core.events import DECODERS
+from ave_clip.core.categories import BACKGROUND_LABEL, SINGLE_LABEL
+from ave_clip.core.events import DECODERS, decoders_of
+from ave_clip.core.label_space import LabelSpace
 from ave_clip.data.synthetic.clips import SYNTHETIC_CATEGORIES, draw_script, render_clip
 from ave_clip.outputs.drawing import one_line, percent
 from ave_clip.outputs.formats import FORMATS
@@ -163,6 +164,15 @@ def describe_model(name: str, models: Models) -> tuple[str, bool]:
         text = f"This model looks for the labels that you write below, or without any for {listed}"
         return message(text, "plain"), True
     return message(f"This model knows {listed} For labels of your own, choose another model.", "plain"), False
+
+
+def decoders_for(name: str, models: Models) -> list[tuple[str, str]]:
+    """Returns summary and name of the decoders that a model supports."""
+    try:
+        problem_type = LabelSpace.of(models.config(name)).problem_type
+    except ValueError:  # `describe_model` says why it cannot be read
+        problem_type = SINGLE_LABEL
+    return [(DECODERS[decoder].summary, decoder) for decoder in decoders_of(problem_type)]
 
 
 def make_examples(folder: Path) -> list[str]:
@@ -392,8 +402,7 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
         elem_id="labels",
     )
     with gr.Accordion("Options", open=False):
-        decoders = [(decoder.summary, name) for name, decoder in DECODERS.items()]
-        decoder = gr.Dropdown(decoders, value=PAGE_DECODER, label="Decoder", elem_id="decoder")
+        decoder = gr.Dropdown(decoders_for(names[0], models), value=PAGE_DECODER, label="Decoder", elem_id="decoder")
         shortest = gr.Number(
             0, label="Shortest event (segments)", precision=0, minimum=0, maximum=60, info="0: the model's setting."
         )
@@ -409,14 +418,19 @@ def _add_inputs(models: Models, examples: list[str]) -> tuple[list[Any], gr.Butt
     start = gr.Button("Find events", variant="primary", elem_id="start")
     is_dark = gr.Checkbox(False, visible=False)
     model.change(
-        lambda name: _show_model(name, models), model, [explanation, labels], queue=False, api_visibility="private"
+        lambda name: _show_model(name, models),
+        model,
+        [explanation, labels, decoder],
+        queue=False,
+        api_visibility="private",
     )
     return [video, model, labels, decoder, shortest, threshold, overlay, is_dark], start
 
 
-def _show_model(name: str, models: Models) -> tuple[str, Any]:
+def _show_model(name: str, models: Models) -> tuple[str, Any, Any]:
     about, takes_labels = describe_model(name, models)
-    return about, gr.Textbox(interactive=takes_labels)
+    decoders = gr.Dropdown(choices=decoders_for(name, models), value=PAGE_DECODER)
+    return about, gr.Textbox(interactive=takes_labels), decoders
 
 
 def _add_outputs() -> list[Any]:

@@ -55,7 +55,7 @@ METRICS = {
     "num_videos": 4,
     "num_segments": 40,
     "class_accuracy": [0.1, None, 0.9, 0.5],
-    "reference_points": {"all_background": 0.25, "never_background": 0.75},
+    "baselines": {"all_background": 0.25, "never_background": 0.75},
     "intervals": {"segment_accuracy": [0.7, 0.8]},
 }
 OUTCOME = {

@@ -93,6 +93,21 @@ def test_categories_come_from_the_argument_or_the_file_beside(own):
         load_videos(own, categories="Bark")
 
 
+def test_two_ways_to_write_a_path_are_one_video(own):
+    lines = [*LINES, "./two.mp4,Whine,0,1,train"]
+    with pytest.raises(AnnotationError, match=r"line 6: 'two.mp4' has the split train here, but test in line 4"):
+        load_videos(write(own, lines))
+    lines[-1] = "./two.mp4,Whine,0,1,test"
+    rows = load_videos(write(own, lines), "test", problem_type="multi_label")
+    assert rows["video_id"] == ["two.mp4"] and len(rows[0]["events"]) == 2
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 0, 61, float("nan")])
+def test_segments_of_a_senseless_length_are_refused(own, seconds):
+    with pytest.raises(ValueError, match=r"segment_seconds=.*wanted a number of seconds from 0.05 to 60"):
+        load_videos(own, segment_seconds=seconds)
+
+
 def test_segments_may_be_shorter_than_a_second(own):
     labels = load_videos(own, split="train", segment_seconds=0.5)[0]["labels"]
     assert labels == [2, 0, 0, 1, 1, 1]

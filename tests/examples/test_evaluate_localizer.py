@@ -135,7 +135,7 @@ def test_the_results_go_to_the_file_that_is_asked_for_with_all_that_reads_them(s
     assert list(written["decoders"]) == ["none", "merge"]
     labels = np.concatenate(load_ave(work / "clips", split="test")["labels"])
     background = len(written["decoders"]["none"]["confusion_matrix"]) - 1
-    points = written["reference_points"]
+    points = written["baselines"]
     assert points["all_background"] == pytest.approx((labels == background).mean())
     assert points["never_background"] == pytest.approx((labels != background).mean())
     assert f"{points['all_background']:.2%} (all background)" in points["statement"]

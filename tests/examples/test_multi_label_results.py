@@ -115,7 +115,7 @@ def test_the_best_epoch_has_the_highest_segment_map_of_the_validation_split(work
     assert len(scores) == 4 and "validation_accuracy" not in results["history"][0]
     assert results["best_epoch"] == scores.index(max(scores))
     assert results["validation"]["none"]["segment_map"] == pytest.approx(max(scores), abs=1e-6)
-    assert max(scores) > results["validation"]["none"]["reference_points"]["equal_scores"] + 0.1
+    assert max(scores) > results["validation"]["none"]["baselines"]["equal_scores"] + 0.1
     assert set(results["test"]) == {"viterbi", "none", "hysteresis"}
     assert [row["label"] for row in results["test"]["none"]["classes"]] == list(NAMES)
 

@@ -223,7 +223,7 @@ def test_the_table_says_what_perfect_labels_would_reach(measured_table):
     assert clips["num_videos"] == 20
     assert clips["ceilings"]["1"] == 1.0
     assert clips["ceilings"]["2"] == pytest.approx(9 / 12)
-    assert clips["reference_points"]["all_background"] == pytest.approx(3 / 12)
+    assert clips["baselines"]["all_background"] == pytest.approx(3 / 12)
 
 
 def test_the_card_shows_what_was_run_and_says_what_was_not(tables, measured_table):

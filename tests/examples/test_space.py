@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import ave_clip
+from ave_clip import AVEClipConfig
 from ave_clip.core.categories import BACKGROUND_LABEL
 from ave_clip.core.video_io import probe_video
 from tests.core.test_pipeline_zero_shot import save_tiny_audioclip
@@ -223,6 +224,17 @@ def test_a_model_says_whether_it_takes_labels(app, models):
     about, takes_labels = app.describe_model("lost", lost)
     assert "The model lost cannot be loaded" in about and not takes_labels
     assert "The model lost cannot be loaded" in last_shown(app, lost, SAMPLE, "lost").status
+
+
+def test_only_decoders_that_a_model_supports_are_offered(app, tmp_path):
+    AVEClipConfig(problem_type="multi_label").save_pretrained(tmp_path)
+    models = app.Models(app.Settings({"one": "ave-clip-tiny", "several": str(tmp_path), "lost": "/no/such/folder"}))
+    offered = {name: [decoder for _, decoder in app.decoders_for(name, models)] for name in models.settings.models}
+    assert "hysteresis" not in offered["one"] and "merge" in offered["one"] and offered["lost"] == offered["one"]
+    assert offered["several"] == ["viterbi", "none", "hysteresis"]
+    assert app._show_model("several", models)[2].choices == [
+        tuple(pair) for pair in app.decoders_for("several", models)
+    ]
 
 
 def test_an_audioclip_looks_for_the_visitors_labels(app, models):

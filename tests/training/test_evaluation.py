@@ -13,7 +13,7 @@ from ave_clip.training.evaluation import (
     decode_gate,
     measure_settings,
     render_table,
-    state_reference_points,
+    state_baselines,
     summary_rows,
 )
 from ave_clip.training.prediction import SplitPredictions, predict_split
@@ -121,8 +121,8 @@ def test_default_decoders_are_those_that_the_model_supports():
         measure_settings(without_gate, ["gate"], [3], num_resamples=0)
 
 
-def test_the_reference_points_of_ave_become_a_sentence():
-    statement = state_reference_points({"never_background": 3305 / 4020, "all_background": 715 / 4020})
+def test_the_baselines_of_ave_become_a_sentence():
+    statement = state_baselines({"never_background": 3305 / 4020, "all_background": 715 / 4020})
     assert "82.21% segment accuracy (never background, with the right class) or 17.79% (all background)" in statement
 
 

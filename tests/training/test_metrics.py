@@ -8,6 +8,7 @@ import pytest
 
 from ave_clip.training.metrics import (
     COUNT_NAMES,
+    baselines,
     bootstrap_intervals,
     confusion_matrix,
     count_event_matches,
@@ -15,7 +16,6 @@ from ave_clip.training.metrics import (
     event_spans,
     localization_metrics,
     pooled_measures,
-    reference_points,
     scored_events,
     segment_accuracy,
     summarize_runs,
@@ -127,9 +127,9 @@ def test_video_accuracy_breaks_ties_by_the_first_label_seen():
     assert video_accuracy([[1, 2]], [[2, 2]], BACKGROUND) == 0.0
 
 
-def test_reference_points_of_the_real_ave_test_split():
+def test_baselines_of_the_real_ave_test_split():
     labels = [[0] * 3305 + [28] * 715]
-    points = reference_points(labels, 28)
+    points = baselines(labels, 28)
     assert round(100 * points["never_background"], 2) == 82.21
     assert round(100 * points["all_background"], 2) == 17.79
 

@@ -10,7 +10,7 @@ from ave_clip.training.evaluation import (
     render_classes,
     render_table,
     result_rows,
-    state_reference_points,
+    state_baselines,
     summary_rows,
 )
 from ave_clip.training.metrics import summarize_runs
@@ -128,5 +128,5 @@ def test_tables_show_the_columns_of_unav100_and_of_each_class():
     assert classes[0].startswith("| class | events | AP 0.1:0.9 |") and classes[2].startswith("| bark | 1 |")
     single = render_classes({"class_accuracy": [0.5, 1.0], "class_average_precision": [0.25, np.nan]}, names=["bark"])
     assert single.splitlines()[1].split() == ["bark", "50.00", "25.00"]
-    statement = state_reference_points(results["none"]["reference_points"])
+    statement = state_baselines(results["none"]["baselines"])
     assert "50.00% segment mAP" in statement

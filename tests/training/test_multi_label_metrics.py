@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
+from ave_clip.data.targets import events_of_labels, one_hot_labels
 from ave_clip.training.average_precision import TIOUS, AveragePrecision
 from ave_clip.training.bootstrap import bootstrap_draws
 from ave_clip.training.multi_label_metrics import (
     MultiLabelMeasures,
     count_events,
     count_segments,
-    events_of_labels,
     f1_measures,
-    one_hot_labels,
     overlaps_by,
     segment_average_precision,
     segment_map,
@@ -176,12 +175,15 @@ def test_all_measures_of_a_perfect_and_an_empty_prediction():
     assert perfect["intervals"]["segment_map"] == (1.0, 1.0)
     assert perfect["classes"][1]["label"] == "speech" and perfect["classes"][1]["num_segments"] == 2
     assert (perfect["num_videos"], perfect["num_segments"]) == (2, 7)
-    assert perfect["reference_points"] == {"equal_scores": 2 / 7, "all_classes": 8 / 18}
+    half = [np.array([[1, 0], [1, 1], [0, 1], [1, 0]]), np.zeros((3, 2), dtype=int)]
+    assert perfect["background_recall"] == 1.0
+    assert measures.decoded(half, events)["background_recall"] == 3 / 4
+    assert perfect["baselines"] == {"equal_scores": 2 / 7, "all_classes": 8 / 18}
 
     nothing = [np.zeros_like(video) for video in labels]
     empty = measures.join(measures.ranked(nothing, [[], []]), measures.decoded(nothing, [[], []]))
     assert empty["segment_f1"] == empty["event_f1"] == empty["event_map"] == 0.0
-    assert empty["segment_map"] == empty["reference_points"]["equal_scores"]
+    assert empty["segment_map"] == empty["baselines"]["equal_scores"]
     assert np.isnan(empty["event_precision"])
 
 

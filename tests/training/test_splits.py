@@ -12,6 +12,7 @@ from ave_clip.training.splits import (
     SplitError,
     VideoSplits,
     build_prediction_loader,
+    check_whole_videos,
     choose_clips,
     video_label,
 )
@@ -40,6 +41,14 @@ def write_features(folder, labels, **settings):
     writer = FeatureWriter(folder, {**SETTINGS, **settings}, dict.fromkeys(range(len(labels)), "clip"))
     writer.write(0, clips)
     writer.finish(folder.name)
+
+
+def test_weak_supervision_refuses_videos_that_it_would_have_to_cut(tmp_path):
+    write_features(tmp_path / "train", [[0] * 4, [2] * 9])
+    clips = FeatureSplits(tmp_path).open("train")
+    assert check_whole_videos(clips, "train", 9) == 9
+    with pytest.raises(SplitError, match=r"has 9 segments, more than max_segments=8\. Weak .* max_segments=9"):
+        check_whole_videos(clips, "train", 8)
 
 
 @pytest.mark.parametrize(

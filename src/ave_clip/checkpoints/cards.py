@@ -390,7 +390,7 @@ def _table(split: str, decoders: Mapping[str, Any], evaluation: str | None) -> d
         }
         for name, title in _measures(metrics).items()
     ]
-    references = {name: _percent(value) for name, value in metrics.get("reference_points", {}).items()}
+    references = {name: _percent(value) for name, value in metrics.get("baselines", {}).items()}
     wanted = MULTI_LABEL_DECODER_COLUMNS if "segment_map" in metrics else DECODER_COLUMNS
     columns = [name for name in wanted if name in metrics]
     return {
@@ -445,7 +445,7 @@ def _controls(results: Mapping[str, Any] | None) -> list[dict[str, str]]:
     if len(found) < 2:
         return []
     metrics = {name: main_metrics(result["validation"]) for name, result in found.items()}
-    points = metrics["stage3"].get("reference_points", {})
+    points = metrics["stage3"].get("baselines", {})
     rows = {names[name]: measured["segment_accuracy"] for name, measured in metrics.items()}
     rows["(background everywhere)"] = points.get("all_background")
     rows["(the right class, never background)"] = points.get("never_background")

@@ -19,11 +19,11 @@ import datasets
 from transformers.utils import logging
 
 from ..core.categories import MULTI_LABEL, SINGLE_LABEL, check_problem_type
-from ..core.segments import check_positive
 from ..core.text import printable
 from .categories import label_names
 from .decoding import VideoProblem, find_problems
 from .splitting import assign_splits
+from .targets import check_segment_seconds
 
 logger = logging.get_logger(__name__)
 
@@ -142,7 +142,7 @@ class EventConfig(datasets.BuilderConfig, ABC):
         if self.on_missing not in ("raise", "skip"):
             raise ValueError(f'Got on_missing={self.on_missing!r}, wanted "raise" or "skip".')
         check_problem_type(self.problem_type)
-        check_positive("segment_seconds", self.segment_seconds)
+        check_segment_seconds(self.segment_seconds)
         content = [self.fingerprint(), *(Path(path).read_bytes() for path in (self.split_files or {}).values())]
         return super().create_config_id({**config_kwargs, "content": content}, custom_features)
 

@@ -95,7 +95,7 @@ def read_split_files(files: Mapping[str, str], names: Sequence[str]) -> tuple[di
         for line, text in enumerate(decode_text(Path(path).read_bytes(), str(path)), start=1):
             if not text.strip():
                 continue
-            name = known.get(text.strip())
+            name = known.get(text.strip()) or known.get(os.path.normpath(text.strip()))
             if name is None:
                 message = f"the video {text.strip()!r} is not in the annotations, whose first is {names[0]!r}."
                 raise AnnotationError(message, str(path), line)

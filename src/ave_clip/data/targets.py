@@ -11,13 +11,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.categories import MULTI_LABEL
+from ..core.events import class_runs
 from .annotations import LabelledSpan, coverage, covers_enough, label_segments
 from .categories import IGNORED_LABEL
 
+# An event of one video: label, start and end in seconds.
+TimedEvent = tuple[int, float, float]
+# Durations of segments that can be labelled: far shorter ones would need more memory than a computer has.
+SEGMENT_SECONDS_RANGE = (0.05, 60.0)
 # Shorter segments than this are not worth a hint: the model's towers need some audio.
 SHORTEST_HINT_SECONDS = 0.25
 # Containers round durations, so annotations of whole videos end a little late. Up to this, their times are kept.
 ROUNDING_SECONDS = 0.1
+
+
+def check_segment_seconds(segment_seconds: float) -> None:
+    """Raises `ValueError` unless a duration of segments is in `SEGMENT_SECONDS_RANGE`."""
+    shortest, longest = SEGMENT_SECONDS_RANGE
+    if not shortest <= segment_seconds <= longest:
+        raise ValueError(
+            f"Got segment_seconds={segment_seconds}, wanted a number of seconds from {shortest:g} to {longest:g}. "
+            "0.25 to 1 are usual."
+        )
 
 
 def multi_label_segments(
@@ -109,6 +124,9 @@ class EventCounts:
     clipped: _Reason = field(default_factory=_Reason)
     merged: _Reason = field(default_factory=_Reason)
     outvoted: _Reason = field(default_factory=_Reason)
+
+    def __post_init__(self) -> None:
+        check_segment_seconds(self.segment_seconds)
 
     def label(
         self,
@@ -225,3 +243,28 @@ def class_flags(labels: Iterable[int], num_categories: int) -> list[int]:
     """Returns 0 or 1 for each event class: the weak label of a video with several events."""
     present = set(labels)
     return [int(label in present) for label in range(num_categories)]
+
+
+def events_of_labels(labels: np.ndarray, segment_seconds: float = 1.0) -> list[TimedEvent]:
+    """Returns the runs of each class as events, for data without annotated times; -100 separates runs.
+
+    >>> events_of_labels(np.array([[1, 0], [1, 1], [0, 1]]))
+    [(0, 0.0, 2.0), (1, 1.0, 3.0)]
+
+    Args:
+        labels (`np.ndarray` of shape `(T, C)`): 0, 1 or -100 per class.
+        segment_seconds (`float`): Length of a segment.
+    """
+    runs = class_runs(labels == 1).tolist()
+    return [(label, float(first * segment_seconds), float(end * segment_seconds)) for label, first, end in runs]
+
+
+def one_hot_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns one label per segment as labels of several events: `(T,)` with background last to `(T, num_classes)`.
+
+    >>> one_hot_labels(np.array([0, 2, -100]), num_classes=2).tolist()
+    [[1, 0], [0, 0], [-100, -100]]
+    """
+    each = (labels[:, None] == np.arange(num_classes)).astype(np.int64)
+    each[labels == IGNORED_LABEL] = IGNORED_LABEL
+    return each

@@ -158,10 +158,8 @@ def merge_windows(windows: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         windows (`Sequence[tuple[int, np.ndarray]]`): First segment, and values `(T, ...)` of each.
 
     Returns:
-        `np.ndarray`: The values of all segments; those of a single window are not changed.
+        `np.ndarray`: The values of all segments.
     """
-    if len(windows) == 1:
-        return windows[0][1]
     ordered = sorted(windows, key=lambda window: window[0])  # sums do not depend on which process was faster
     end = max(first + len(values) for first, values in ordered)
     total = np.zeros((end, *ordered[0][1].shape[1:]), dtype=np.float64)

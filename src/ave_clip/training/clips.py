@@ -96,6 +96,10 @@ class ClipReader(Dataset):
         arrays = {name: fit_length(inputs[name][0], len(known["labels"])) for name in INPUTS}
         return {**known, **arrays}
 
+    def labels_of(self, index: int) -> Any:
+        """Returns the labels of a clip without decoding it."""
+        return self.examples.select_columns(["labels"])[index]["labels"]
+
     def _known(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what is known of a row without its file."""
         known: dict[str, Any] = {"row": torch.tensor(example["row"]), "labels": torch.tensor(example["labels"])}

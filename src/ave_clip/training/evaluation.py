@@ -50,6 +50,7 @@ MULTI_LABEL_COLUMNS = {
     "segment_f1": "segment F1",
     "event_f1": "event F1",
     "event_f1_macro": "macro event F1",
+    "background_recall": "bg recall",
 }
 CLASS_COLUMNS = {
     "num_events": "events",
@@ -168,8 +169,8 @@ def measure_settings(
     return results
 
 
-def state_reference_points(points: Mapping[str, float]) -> str:
-    """Formulates the reference points as a sentence."""
+def state_baselines(points: Mapping[str, float]) -> str:
+    """Formulates the baselines as a sentence."""
     if "equal_scores" in points:
         return (
             f"For comparison, equal scores everywhere reach {points['equal_scores']:.2%} segment mAP, and all classes "

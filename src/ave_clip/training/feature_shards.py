@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..core.categories import MULTI_LABEL
-from ..core.events import group_segments
 from ..core.losses import IGNORED_LABEL
+from ..data.targets import events_of_labels, one_hot_labels
 
 # One entry only: safetensors writes several in an order that changes between runs; equal shards must be equal files.
 METADATA_KEY = "ave_clip"
@@ -175,6 +175,19 @@ def read_row(path: Path, position: int, first: int = 0, length: int | None = Non
     return {name: value if name == "rows" else value[:num_segments][first:end] for name, value in clip.items()}
 
 
+def read_labels(path: Path, position: int) -> torch.Tensor:
+    """Reads the labels of one row of a shard; those of a row of several are still padded.
+
+    Raises:
+        FeatureStoreError: if the shard is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as shard:
+            return shard.get_slice("labels")[position]
+    except (OSError, SafetensorError, LookupError) as error:
+        raise damaged(path, error) from error
+
+
 def _read_blocks(shard: Any, path: Path, first: int, length: int | None) -> dict[str, torch.Tensor]:
     """Reads the blocks that contain a window of a long row, verifies them, and returns the window."""
     num_segments = shard.get_slice("segment_mask").get_shape()[1]
@@ -238,7 +251,7 @@ def describe_shard(path: Path) -> dict[str, Any]:
     if facts["events"] is None:  # a shard of an earlier version: its labels say the same for whole segments
         seconds = settings.get("segment_seconds", 1.0)
         rows = [row[:length] for row, length in zip(labels, facts["lengths"])]
-        facts["events"] = [_events_of_labels(row, len(settings.get("id2label", ())) - 1, seconds) for row in rows]
+        facts["events"] = [_events_of_row(row, len(settings.get("id2label", ())) - 1, seconds) for row in rows]
         facts["durations"] = [length * seconds for length in facts["lengths"]]
     return facts
 
@@ -290,9 +303,9 @@ def plan_shards(lengths: Mapping[int, int], rows_per_shard: int) -> list[list[in
     return shards
 
 
-def _events_of_labels(labels: torch.Tensor, background: int, segment_seconds: float) -> list[list] | None:
-    """Returns runs of equal labels as events `[label, start, end]`; `None` if no label is known."""
+def _events_of_row(labels: torch.Tensor, background: int, segment_seconds: float) -> list[list] | None:
+    """Returns runs of equal labels as events `[label, start, end]` in order of time; `None` if no label is known."""
     if not (labels != IGNORED_LABEL).any():
         return None
-    spans = group_segments(labels.masked_fill(labels == IGNORED_LABEL, background).tolist(), background)
-    return [[label, start * segment_seconds, end * segment_seconds] for label, start, end in spans]
+    events = events_of_labels(one_hot_labels(labels.numpy(), background), segment_seconds)
+    return [list(event) for event in sorted(events, key=lambda event: event[1])]

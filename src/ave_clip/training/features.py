@@ -41,6 +41,7 @@ from .feature_shards import (
     describe_shard,
     finish_file,
     plan_shards,
+    read_labels,
     read_metadata,
     read_row,
     verify_shard,
@@ -356,7 +357,7 @@ class FeatureStore(Dataset):
         shards = self.manifest["shards"]
         return [s if "lengths" in s else describe_shard(self.folder / s["file"]) for s in shards]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Number of segments of each row."""
         return [length for facts in self._facts for length in facts["lengths"]]
@@ -409,6 +410,11 @@ class FeatureStore(Dataset):
                 "finished; it updates the manifest."
             )
         return {"row": clip.pop("rows"), **clip}
+
+    def labels_of(self, index: int) -> torch.Tensor:
+        """Returns the labels of a row, `(T,)` or `(T, C)`, without reading its features."""
+        file, position = self._places[index]
+        return read_labels(self.folder / file, position)[: self.lengths[index]]
 
     def check_encoder(self, fingerprint: str) -> None:
         """Checks that an encoder is the one that made these features.

@@ -217,7 +217,7 @@ def video_accuracy(predictions: Iterable[Labels], labels: Iterable[Labels], back
     return float(pooled_measures(counts.sum(axis=0))["video_accuracy"])
 
 
-def reference_points(labels: Iterable[Labels], background: int) -> dict[str, float]:
+def baselines(labels: Iterable[Labels], background: int) -> dict[str, float]:
     """Segment accuracy of two baselines that localize nothing.
 
     Returns:
@@ -258,7 +258,7 @@ def localization_metrics(
     Returns:
         `dict[str, object]`: the pooled measures as `float`, `num_videos`, `num_segments`,
         `class_accuracy` (fraction of each true class's segments that are correct, a list by class id),
-        `confusion_matrix` (nested lists, rows are true classes), `reference_points` and, with resamples,
+        `confusion_matrix` (nested lists, rows are true classes), `baselines` and, with resamples,
         `intervals` (95 %, by measure). With probabilities also `event_map` (mean over tIoU 0.5 to 0.9),
         `event_map_wide` (0.1 to 0.9), `event_map_by_tiou` and `class_average_precision` (over tIoU 0.5 to 0.9, a list
         by class id).
@@ -278,7 +278,7 @@ def localization_metrics(
         "num_segments": int(matrix.sum()),
         "class_accuracy": _ratio(matrix.diagonal(), matrix.sum(axis=1)).tolist(),
         "confusion_matrix": matrix.tolist(),
-        "reference_points": reference_points(labels, background),
+        "baselines": baselines(labels, background),
     }
     intervals = bootstrap_intervals(counts, num_resamples, seed=seed) if num_resamples else {}
     if probabilities is not None:

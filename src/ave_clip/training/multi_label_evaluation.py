@@ -13,7 +13,8 @@ import numpy as np
 from ..core.categories import IGNORED_LABEL, MULTI_LABEL
 from ..core.events import Event, decode_events, decode_labels, find_overlapping_events
 from ..core.proposals import Proposals, place_events, propose_events, rank_proposals
-from .multi_label_metrics import MultiLabelMeasures, TimedEvent, events_of_labels, one_hot_labels, segment_map
+from ..data.targets import TimedEvent, events_of_labels, one_hot_labels
+from .multi_label_metrics import MultiLabelMeasures, segment_map
 from .prediction import SplitPredictions
 
 

@@ -14,6 +14,7 @@ Definitions, over all videos:
   2016, calls a segment active that an event touches; here events cover half of it.)
 - *Event F1*: matches of events of one class by intersection over union (tIoU), one to one and as many as possible.
   Micro and macro as above.
+- *Background recall*: the fraction of the segments without any event in which no class is predicted.
 - *Collar F1*: as the event-based F1 of `sed_eval` (`EventBasedMetrics`) with the settings of DCASE: an event is a hit
   if its start is within 0.2 s of the true one, and its end within 0.2 s or 20 % of the true length, whichever is more.
   The matching is the largest possible, which `sed_eval` calls "optimal".
@@ -31,41 +32,14 @@ from typing import Any
 import numpy as np
 
 from ..core.categories import IGNORED_LABEL
-from ..core.events import class_runs
+from ..data.targets import TimedEvent
 from .average_precision import BLOCK, EVENT_MAPS, TIOUS, AveragePrecision, mean_over_classes, reaches, temporal_overlap
 from .bootstrap import bootstrap_draws, centered_interval
 from .metrics import count_matches
 
-# An event of one video: label, start and end in seconds.
-TimedEvent = tuple[int, float, float]
 ScoredEvent = tuple[int, float, float, float]
 COLLAR_SECONDS, COLLAR_FRACTION = 0.2, 0.2
 SHOWN_TIOUS = (0.5, 0.6, 0.7, 0.8, 0.9)  # those of UnAV-100's table, beside the mean over 0.1 to 0.9
-
-
-def events_of_labels(labels: np.ndarray, segment_seconds: float = 1.0) -> list[TimedEvent]:
-    """Returns the runs of each class as events, for data without annotated times; -100 separates runs.
-
-    >>> events_of_labels(np.array([[1, 0], [1, 1], [0, 1]]))
-    [(0, 0.0, 2.0), (1, 1.0, 3.0)]
-
-    Args:
-        labels (`np.ndarray` of shape `(T, C)`): 0, 1 or -100 per class.
-        segment_seconds (`float`): Length of a segment.
-    """
-    runs = class_runs(labels == 1).tolist()
-    return [(label, float(first * segment_seconds), float(end * segment_seconds)) for label, first, end in runs]
-
-
-def one_hot_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns one label per segment as labels of several events: `(T,)` with background last to `(T, num_classes)`.
-
-    >>> one_hot_labels(np.array([0, 2, -100]), num_classes=2).tolist()
-    [[1, 0], [0, 0], [-100, -100]]
-    """
-    each = (labels[:, None] == np.arange(num_classes)).astype(np.int64)
-    each[labels == IGNORED_LABEL] = IGNORED_LABEL
-    return each
 
 
 def segment_average_precision(
@@ -145,6 +119,16 @@ def count_events(
             partners = [[j for j, other in enumerate(others) if can_match(span, other)] for span in spans]
             counts[video, label] = count_matches(partners), len(spans), len(others)
     return counts
+
+
+def background_recall(active: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
+    """Returns in how many of the segments without any event no class is predicted; `nan` without such a segment.
+
+    Segments with an unknown label are left out. Arguments as in `count_segments`.
+    """
+    empty = [(true == 0).all(axis=1) for true in labels]
+    quiet = [~found.astype(bool).any(axis=1)[rest] for found, rest in zip(active, empty, strict=True)]
+    return float(_divide(sum(map(np.sum, quiet)), sum(map(np.sum, empty))))
 
 
 def overlaps_by(tiou: float) -> Callable[[Sequence[float], Sequence[float]], bool]:
@@ -272,8 +256,8 @@ class MultiLabelMeasures:
             `dict[str, Any]`: precision, recall, `f1` and `f1_macro` of segments (`segment_f1`, ...), of events at tIoU
             0.5 (`event_f1`, ...) and with a collar (`collar_f1`, ...); `event_f1_by_tiou` and
             `event_f1_macro_by_tiou`; `intervals` (with resamples); `classes`, a list of `segment_f1`, `event_f1`,
-            `collar_f1`, `num_segments` and `num_events` (true ones); `num_videos`, and `num_segments` (with a known
-            label).
+            `collar_f1`, `num_segments` and `num_events` (true ones); `background_recall`; `num_videos`, and
+            `num_segments` (with a known label).
         """
         at = {tiou: count_events(events, self.events, len(self.names), overlaps_by(tiou)) for tiou in TIOUS}
         counts = {
@@ -296,6 +280,7 @@ class MultiLabelMeasures:
         measures |= {
             "event_f1_by_tiou": {tiou: float(found["f1"]) for tiou, found in by_tiou.items()},
             "event_f1_macro_by_tiou": {tiou: float(found["f1_macro"]) for tiou, found in by_tiou.items()},
+            "background_recall": background_recall(active, self.labels),
             "num_videos": len(self.labels),
             "num_segments": int(sum((video != IGNORED_LABEL).any(axis=1).sum() for video in self.labels)),
             "classes": classes,
@@ -304,7 +289,7 @@ class MultiLabelMeasures:
 
     def join(self, ranked: dict[str, Any], decoded: dict[str, Any]) -> dict[str, Any]:
         """Joins the results of both methods; each entry of `classes` gets its `label`."""
-        joined = {**decoded, **ranked, "reference_points": self.reference_points()}
+        joined = {**decoded, **ranked, "baselines": self.baselines()}
         if self._draws is not None:
             joined["intervals"] = {**decoded["intervals"], **ranked["intervals"]}
         joined["classes"] = [
@@ -313,7 +298,7 @@ class MultiLabelMeasures:
         ]
         return joined
 
-    def reference_points(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """Returns the segment mAP of equal scores, and the segment F1 of all classes everywhere."""
         everywhere = f1_measures(count_segments([np.ones_like(video) for video in self.labels], self.labels).sum(0))
         equal = segment_map([np.zeros(video.shape) for video in self.labels], self.labels)

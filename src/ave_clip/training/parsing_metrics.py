@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core.events import BOTH, HEARD, SEEN
+from ..data.targets import events_of_labels
 from .average_precision import reaches, temporal_overlap
 from .bootstrap import bootstrap_draws, percentile_interval
-from .multi_label_metrics import events_of_labels
 
 KINDS = {HEARD: "audio", SEEN: "visual", BOTH: "audio_visual"}
 TIOU = 0.5

@@ -288,6 +288,44 @@ def video_label(
     return int(events.mode().values) if len(events) else background
 
 
+def check_whole_videos(clips: Clips, split: str, max_segments: int) -> int:
+    """Returns the segments of the longest clip, for weak supervision, which learns from whole videos.
+
+    A label of a video says that its event is in some segment. In a window of the video, it may be in none.
+
+    Raises:
+        SplitError: if a clip is longer than `max_segments`.
+    """
+    longest = max(clip_lengths(clips) or [1])
+    if longest > max_segments:
+        raise SplitError(
+            f"The longest clip of the {split} split has {longest} segments, more than max_segments={max_segments}. "
+            "Weak supervision learns from whole videos: a window may not contain the event of its video's label. Pass "
+            f"--localizer max_segments={longest}, which needs memory for so many, cut the videos, or use labels of "
+            "segments."
+        )
+    return longest
+
+
+def open_split(data: str | os.PathLike, split: str, **options: Any) -> "datasets.Dataset":
+    """Opens one split of a labelled data set of videos.
+
+    Args:
+        data (`str` or `os.PathLike`), options: Arguments of [`~ave_clip.data.open_dataset`].
+        split (`str`): "train", "validation" or "test".
+
+    Raises:
+        SplitError: if there is no such split.
+    """
+    splits = open_videos(data, **options)
+    if split not in splits:
+        raise SplitError(
+            f"{os.fspath(data)} has no {split} split, only {list(splits)}. Choose one of these; of data without "
+            "splits, --split_fractions 0.8 0.1 0.1 makes them."
+        )
+    return splits[split]
+
+
 def open_videos(data: str | os.PathLike, **options: Any) -> "datasets.DatasetDict":
     """Opens all splits of a labelled data set of videos.
 

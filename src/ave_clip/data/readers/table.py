@@ -15,6 +15,7 @@ table. Case, spaces, hyphens and a unit in parentheses are ignored: `Begin Time 
 
 import csv
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -221,7 +222,9 @@ def _check_row(record: Row, line: int, file: str) -> _CheckedRow:
         if values["event_duration"] and values["start"]:
             length = parse_seconds(values["event_duration"], "duration")
             values["end"] = str(parse_seconds(values["start"], "start") + length)
-        return _CheckedRow(line, values["path"], _check_event(values, line, duration), split, duration)
+        # "./one.mp4" and "one.mp4" are one video, which may be in one split only.
+        path = os.path.normpath(values["path"])
+        return _CheckedRow(line, path, _check_event(values, line, duration), split, duration)
     except ValueError as error:
         raise AnnotationError(str(error), file, line) from error
 
