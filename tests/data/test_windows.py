@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ave_clip.data import collate_rows, decode_videos, load_videos
+from ave_clip.data.decoding import open_row_video
 from ave_clip.data.windows import iter_windows, read_window
+from ave_clip.training.clips import ClipReader
 from tests.helpers.media import write_recording
 from tests.helpers.models import tiny_processor
 
@@ -60,6 +63,21 @@ def test_rows_become_windows_with_the_labels_of_their_segments(long_video, strea
     assert batch["labels"].shape == (3, 5, 2) and (batch["labels"][2, 3:] == -100).all()
     with pytest.raises(ValueError, match="comes alone"):
         decode_videos(rows, tiny_processor(), max_segments=5, num_frames_per_segment=2)
+
+
+def test_windows_of_an_embedded_video_do_not_copy_it(long_video):
+    rows = load_videos(long_video.parent / "events.csv", "train", problem_type="multi_label")
+    content = {"video": {"path": "a.mp4", "bytes": long_video.read_bytes()}}
+    embedded = rows.map(lambda row: content, features=rows.features)
+    expected, found = (list(decode_videos(source, tiny_processor(), max_segments=5)) for source in (rows, embedded))
+    assert len(found) == 3 and found[0].keys() == expected[0].keys()
+    for window, other in zip(found, expected):
+        assert window["labels"] == other["labels"]
+        torch.testing.assert_close(window["pixel_values"], other["pixel_values"], rtol=0, atol=0)
+    places = {np.frombuffer(open_row_video(embedded, 0).content, np.uint8).ctypes.data for _ in range(3)}
+    assert len(places) == 1  # the memory of the data set itself
+    reader = ClipReader(embedded, tiny_processor())
+    assert torch.equal(reader.window(0, 5, 5)["frame_mask"], torch.as_tensor(found[1]["frame_mask"]))
 
 
 HOUR = """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .storage import check_unpacked_size
 
 FIRST_SEGMENT = "first_segment"  # column of a window's place in its video
+_VIDEO_ROW = "video_row"  # column of the row that has the window's video
 
 if TYPE_CHECKING:
     import datasets
@@ -71,6 +72,22 @@ def open_video(video: str | Mapping[str, Any]) -> str | BinaryIO:
         return _NamedBytes(file.read(), path)
 
 
+def open_row_video(dataset: Any, row: int) -> str | BinaryIO:
+    """Opens the video of one row of a data set as [`open_video`]; an embedded video is read in place, without a copy.
+
+    Args:
+        dataset (`datasets.Dataset` or `Sequence[Mapping]`): Rows with `video`.
+        row (`int`): Position of the row.
+    """
+    if not hasattr(dataset, "with_format"):
+        return open_video(dataset[row]["video"])
+    video = dataset.select_columns(["video"]).with_format("arrow")[row]["video"][0]
+    content, path = video["bytes"], video["path"].as_py()
+    if not content.is_valid:
+        return open_video({"path": path})
+    return _EmbeddedVideo(memoryview(content.as_buffer()), path or "<embedded video>")
+
+
 def identify_video(video: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a key that identifies a video and changes when its file changes, without reading the file.
 
@@ -122,6 +139,33 @@ class _NamedBytes(io.BytesIO):
         self.name = name
 
 
+class _EmbeddedVideo(io.RawIOBase):
+    """A file object over bytes that belong to a data set, with a name for error messages."""
+
+    def __init__(self, content: memoryview, name: str):
+        self.content, self.name, self.position = content, name, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: len(self.content)}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.content[self.position : self.position + len(buffer)]
+        buffer[: len(part)] = part
+        self.position += len(part)
+        return len(part)
+
+
 class DecodeVideos:
     """Transform of rows that replaces `video` by the model's inputs; rows without `video` are not changed.
 
@@ -129,6 +173,7 @@ class DecodeVideos:
         processor ([`AVEClipProcessor`]): Makes the model's inputs.
         augmentation (`Callable`, *optional*): Takes a `VideoClip` and returns another, as [`ClipAugmentation`] does.
         max_segments (`int`, *optional*): Rows are windows of this many segments, see [`decode_videos`].
+        videos (`datasets.Dataset`, *optional*): The rows that have the windows' videos, unless the windows have them.
         **options: Passed to the processor, such as `num_frames_per_segment`.
     """
 
@@ -137,11 +182,13 @@ class DecodeVideos:
         processor: "AVEClipProcessor",
         augmentation: "Callable[[VideoClip], VideoClip] | None" = None,
         max_segments: int | None = None,
+        videos: "datasets.Dataset | None" = None,
         **options: Any,
     ):
         self.processor = processor
         self.augmentation = augmentation
         self.max_segments = max_segments
+        self.videos = videos
         self.options: dict[str, Any] = {"return_tensors": "pt", **options}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
@@ -156,8 +203,8 @@ class DecodeVideos:
             `input_values` `(num_segments, num_samples)` and `segment_mask` `(num_segments,)`. Within one call, videos
             are padded to the largest number of segments.
         """
-        columns = {name: values for name, values in batch.items() if name != "video"}
-        if "video" not in batch:
+        columns = {name: values for name, values in batch.items() if name not in ("video", _VIDEO_ROW)}
+        if "video" not in batch and _VIDEO_ROW not in batch:
             return columns
         if self.max_segments is not None and FIRST_SEGMENT in batch:
             return {**columns, **self._windows(batch)}
@@ -170,12 +217,14 @@ class DecodeVideos:
         from .windows import read_window
 
         size = self.max_segments or 0
-        places = list(zip(batch["video"], batch[FIRST_SEGMENT], batch["labels"]))
-        labels = [row[first : first + size] for _, first, row in places]
-        windows = [
-            read_window(open_video(video), self.processor, first, len(own))
-            for (video, first, _), own in zip(places, labels)
-        ]
+        if self.videos is not None:
+            videos = [open_row_video(self.videos, row) for row in batch[_VIDEO_ROW]]
+        else:
+            videos = [open_video(video) for video in batch["video"]]
+        firsts = batch[FIRST_SEGMENT]
+        labels = [row[first : first + size] for row, first in zip(batch["labels"], firsts)]
+        places = zip(videos, firsts, labels)
+        windows = [read_window(video, self.processor, first, len(own)) for video, first, own in places]
         return {"labels": labels, **{name: [window[name] for window in windows] for name in windows[0]}}
 
     def _clip(self, source: str | BinaryIO) -> "str | BinaryIO | VideoClip":
@@ -236,14 +285,16 @@ def decode_videos(
         import datasets
 
         dataset = dataset.cast_column("video", datasets.Video(decode=False))
+    videos = None
     if max_segments is not None:
         if augmentation is not None or options or max_segments < 1:
             raise ValueError(
                 f"Got max_segments={max_segments} with augmentation={augmentation} and {options}. It must be at least "
                 "1 and comes alone; set the processor's own fields instead."
             )
+        videos = dataset if hasattr(dataset, "select") else None
         dataset = _cut_windows(dataset, max_segments)
-    transform = DecodeVideos(processor, augmentation, max_segments, **options)
+    transform = DecodeVideos(processor, augmentation, max_segments, videos, **options)
     if hasattr(dataset, "with_transform"):
         return dataset.with_transform(transform)
     # Streamed data sets have no transforms, but `map` is lazy there.
@@ -262,7 +313,10 @@ def _cut_windows(dataset: Any, size: int) -> Any:
 
         return dataset.map(cut, batched=True, batch_size=1)
     rows = [(row, first) for row, length in enumerate(label_counts(dataset)) for first in range(0, length, size)]
-    return dataset.select([row for row, _ in rows]).add_column(FIRST_SEGMENT, [first for _, first in rows])
+    # Without the videos: an embedded one would be copied for each of its windows.
+    windows = dataset.remove_columns("video").select([row for row, _ in rows])
+    firsts, numbers = [first for _, first in rows], [row for row, _ in rows]
+    return windows.add_column(FIRST_SEGMENT, firsts).add_column(_VIDEO_ROW, numbers)
 
 
 def label_counts(dataset: "datasets.Dataset") -> list[int]:

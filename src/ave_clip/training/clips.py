@@ -21,7 +21,7 @@ from ..core.losses import IGNORED_LABEL
 from ..core.segments import num_segments_for
 from ..core.video_source import VideoReadError
 from ..data.collation import fit_length
-from ..data.decoding import identify_video, label_counts, open_video
+from ..data.decoding import identify_video, label_counts, open_row_video, open_video
 from ..data.windows import iter_windows, read_window
 from ..files import FolderInUseError, new_folder
 from .arguments import write_json
@@ -96,9 +96,15 @@ class ClipReader(Dataset):
         arrays = {name: fit_length(inputs[name][0], len(known["labels"])) for name in INPUTS}
         return {**known, **arrays}
 
+    @cached_property
+    def _facts(self) -> Any:
+        """The rows without their videos, which may be embedded and large."""
+        examples: Any = self.examples
+        return examples.remove_columns("video") if hasattr(examples, "remove_columns") else examples
+
     def labels_of(self, index: int) -> Any:
         """Returns the labels of a clip without decoding it."""
-        return self.examples.select_columns(["labels"])[index]["labels"]
+        return self._facts[index]["labels"]
 
     def _known(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what is known of a row without its file."""
@@ -117,13 +123,14 @@ class ClipReader(Dataset):
         """
         if length is None:
             return self[index]
-        example = self.examples[index]
+        example = self._facts[index]
         known = self._known(example)
         known["labels"] = known["labels"][first : first + length]
         try:
-            window = read_window(open_video(example["video"]), self.processor, first, len(known["labels"]))
+            video = open_row_video(self.examples, index)
+            window = read_window(video, self.processor, first, len(known["labels"]))
         except (ValueError, OSError) as error:
-            return {"row": example["row"], "error": f"{example['video'].get('path')}: {error}"}
+            return {"row": example["row"], "error": f"{self.examples[index]['video'].get('path')}: {error}"}
         if self.options.get("do_normalize", True):
             window["pixel_values"] = self.processor.video_processor.normalize_pixels(window["pixel_values"])
         return {**known, **window}
@@ -137,7 +144,7 @@ class ClipReader(Dataset):
         left = self.lengths[index]
         block: dict[str, torch.Tensor] = {}
         try:
-            blocks = iter_windows(open_video(self.examples[index]["video"]), self.processor, size)
+            blocks = iter_windows(open_row_video(self.examples, index), self.processor, size)
         except OSError as error:
             raise VideoReadError(str(error)) from error
         while left:

@@ -126,9 +126,12 @@ def background_recall(active: Sequence[np.ndarray], labels: Sequence[np.ndarray]
 
     Segments with an unknown label are left out. Arguments as in `count_segments`.
     """
-    empty = [(true == 0).all(axis=1) for true in labels]
-    quiet = [~found.astype(bool).any(axis=1)[rest] for found, rest in zip(active, empty, strict=True)]
-    return float(_divide(sum(map(np.sum, quiet)), sum(map(np.sum, empty))))
+    quiet = total = 0
+    for found, true in zip(active, labels, strict=True):
+        is_empty = (true == 0).all(axis=1)
+        total += int(is_empty.sum())
+        quiet += int((is_empty & ~found.any(axis=1)).sum())
+    return quiet / total if total else float("nan")
 
 
 def overlaps_by(tiou: float) -> Callable[[Sequence[float], Sequence[float]], bool]:
