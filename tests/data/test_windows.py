@@ -74,7 +74,7 @@ def test_windows_of_an_embedded_video_do_not_copy_it(long_video):
     for window, other in zip(found, expected):
         assert window["labels"] == other["labels"]
         torch.testing.assert_close(window["pixel_values"], other["pixel_values"], rtol=0, atol=0)
-    places = {np.frombuffer(open_row_video(embedded, 0).content, np.uint8).ctypes.data for _ in range(3)}
+    places = {np.frombuffer(open_row_video(embedded, 0).raw.content, np.uint8).ctypes.data for _ in range(3)}
     assert len(places) == 1  # the memory of the data set itself
     reader = ClipReader(embedded, tiny_processor())
     assert torch.equal(reader.window(0, 5, 5)["frame_mask"], torch.as_tensor(found[1]["frame_mask"]))

@@ -85,7 +85,7 @@ def open_row_video(dataset: Any, row: int) -> str | BinaryIO:
     content, path = video["bytes"], video["path"].as_py()
     if not content.is_valid:
         return open_video({"path": path})
-    return _EmbeddedVideo(memoryview(content.as_buffer()), path or "<embedded video>")
+    return io.BufferedReader(_EmbeddedVideo(memoryview(content.as_buffer()), path or "<embedded video>"))
 
 
 def identify_video(video: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class _NamedBytes(io.BytesIO):
 
 
 class _EmbeddedVideo(io.RawIOBase):
-    """A file object over bytes that belong to a data set, with a name for error messages."""
+    """Bytes that belong to a data set as an unbuffered file, with a name for error messages."""
 
     def __init__(self, content: memoryview, name: str):
         self.content, self.name, self.position = content, name, 0
