@@ -97,7 +97,7 @@ def train(work, output, *more):
 
 @pytest.fixture(scope="module")
 def trained(work):
-    train(work, "seed1", "--seed", "1", "--num_epochs", "2")
+    train(work, "seed1", "--seed", "1", "--num_epochs", "2", "--class_weighting", "balanced")
     return train(work, "seed0")
 
 
@@ -149,6 +149,8 @@ def test_several_seeds_are_summarized(work, trained, capsys):
     assert list(found) == ["hysteresis"]
     assert set(found["hysteresis"]["event_f1_macro"]) == {"mean", "deviation"}
     assert "mean ± deviation" in capsys.readouterr().out
+    weights = AVEClipForLocalization.from_pretrained(work / "seed1").config.class_weights
+    assert len(weights) == 3 and min(weights) < 1 < max(weights)
 
 
 def test_a_localizer_with_one_label_is_measured_on_the_same_features(work, trained, capsys):
