@@ -304,9 +304,8 @@ def plan_shards(lengths: Mapping[int, int], rows_per_shard: int) -> list[list[in
 
 
 def _events_of_row(labels: torch.Tensor, background: int, segment_seconds: float) -> list[list] | None:
-    """Returns runs of each class as events `[label, start, end]` in order of time; `None` if no label is known."""
+    """Returns runs of equal labels as events `[label, start, end]` in order of time; `None` if no label is known."""
     if not (labels != IGNORED_LABEL).any():
         return None
-    flags = labels.numpy() if labels.dim() == 2 else one_hot_labels(labels.numpy(), background)
-    events = events_of_labels(flags, segment_seconds)
+    events = events_of_labels(one_hot_labels(labels.numpy(), background), segment_seconds)
     return [list(event) for event in sorted(events, key=lambda event: event[1])]
