@@ -85,7 +85,7 @@ def open_row_video(dataset: Any, row: int) -> str | BinaryIO:
     content, path = video["bytes"], video["path"].as_py()
     if not content.is_valid:
         return open_video({"path": path})
-    return io.BufferedReader(_EmbeddedVideo(memoryview(content.as_buffer()), path or "<embedded video>"))
+    return io.BufferedReader(_EmbeddedVideo(memoryview(content.as_buffer()).cast("B"), path or "<embedded video>"))
 
 
 def identify_video(video: Mapping[str, Any]) -> tuple[str, ...]:
