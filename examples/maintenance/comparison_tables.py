@@ -98,7 +98,7 @@ def render(content: Mapping[str, Any], figure: str) -> str:
 
 
 def _introduction(content: Mapping[str, Any]) -> Iterator[str]:
-    clips, points = content["test_clips"], content["test_clips"].get("reference_points", {})
+    clips, points = content["test_clips"], content["test_clips"].get("baselines", {})
     seeds = f"{content['seeds']} seed{'' if content['seeds'] == 1 else 's'}"
     folds = f" in each of {content['folds']} folds, over which every clip is tested once," if content["folds"] else ""
     what = "groups of clips that belong together" if content["has_groups"] else "clips"
