@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("timing", "encoders", "fusion", "localizer", "run", "train_step"):
+    for name in ("timing", "encoders", "fusion", "localizer", "run", "train_step", "gpu", "recordings"):
         sys.modules.pop(name, None)
 
 
@@ -131,3 +131,10 @@ def test_parts_run_in_a_process_of_their_own(benchmark, tmp_path):
         f"localizer, one clip, {kind} features" for kind in ("pooled", "dense")
     ]
     assert content["machine"]["threads"] == 1
+
+
+def test_the_check_of_a_gpu_runs_on_the_cpu_with_tiny_inputs(benchmark):
+    rows = benchmark("gpu").main(["--device", "cpu", "--quick"])["rows"]
+    reached = {row["row"]: row["reached"] for row in rows}
+    assert reached["threads, same segments and events"] == 1
+    assert len(rows) == 4 + 2 + 3 + 2 and all(value > 0 for value in reached.values())

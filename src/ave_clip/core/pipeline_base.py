@@ -151,6 +151,8 @@ class VideoPipeline(ChunkPipeline):
             inputs = (item for item in inputs)  # transformers streams generators, and no other iterators
         if isinstance(inputs, list) and not inputs:
             return []
+        # On a GPU transformers advises batches after ten calls, but each video is encoded in batches already.
+        self.call_count = 0
         if _check_on_error(on_error or self.on_error) == "raise":
             return super().__call__(inputs, **kwargs)
         self._sanitize_parameters(**kwargs)  # an invalid option is an error of the call, not of each video
@@ -162,6 +164,7 @@ class VideoPipeline(ChunkPipeline):
 
     def _call_one(self, video: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The result of one video; if it cannot be read, an empty result with the reason as `"error"`."""
+        self.call_count = 0
         try:
             return super().__call__(video, **options)
         except (ValueError, OSError) as error:
