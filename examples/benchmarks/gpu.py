@@ -164,13 +164,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         rows += training_rows(args)
         if not args.quick:
             rows.append(start_row(args, str(scene)))
+    args.accelerator = torch.cuda.get_device_name() if args.device.startswith("cuda") else None
     content = finish(rows, args, argv)
-    if args.device.startswith("cuda"):
-        content["machine"]["accelerator"] = torch.cuda.get_device_name()
     for entry in rows:
-        print(
-            f"{'ok  ' if entry['is_reached'] else 'MISS'} {entry['reached']:>10g} {entry['wanted']:>10}  {entry['row']}"
-        )
+        verdict = "ok" if entry["is_reached"] else "MISS"
+        print(f"{verdict:4} {entry['reached']:>10g} {entry['wanted']:>10}  {entry['row']}")
     missed = sum(not entry["is_reached"] for entry in rows)
     if missed and not args.quick:
         raise SystemExit(f"{missed} of {len(rows)} rows miss what is wanted.")
