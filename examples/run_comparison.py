@@ -37,6 +37,7 @@ from run_ablations import (
     train_all,
 )
 
+from ave_clip.core.categories import SINGLE_LABEL
 from ave_clip.data.h5 import VISUAL_FILE
 from ave_clip.files import atomic_file
 from ave_clip.programs import program, start_logging
@@ -109,6 +110,10 @@ def open_data(args: argparse.Namespace) -> Source:
             )
         return h5_source(args.data, args.annotations_dir)
     splits = FeatureSplits(folder)  # says what is wrong with a folder without features
+    if splits.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"{folder} has several labels per segment; the networks of previous work give each segment one."
+        )
     missing = [split for split in ("train", "validation", "test") if not (folder / split).exists()]
     if missing and not args.folds:
         raise ValueError(f"{folder} has no {' and no '.join(missing)} split. Extract it, or pass --folds 4.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,15 @@ def test_features_without_a_split_are_refused_before_any_training(comparison, ar
     (tmp_path / "train").symlink_to(store / "train")
     with pytest.raises(ValueError, match=r"no validation and no test split. Extract it, or pass --folds 4"):
         comparison.main([*arguments, "--data", str(tmp_path)])
+
+
+def test_features_with_several_labels_per_segment_are_refused(comparison, arguments, store, tmp_path):
+    shutil.copytree(store, tmp_path / "features")
+    manifest = tmp_path / "features" / "train" / "manifest.json"
+    content = {**json.loads(manifest.read_text()), "problem_type": "multi_label"}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="several labels per segment"):
+        comparison.main([*arguments, "--data", str(tmp_path / "features")])
 
 
 @pytest.mark.skipif(not CARD.exists(), reason="no comparison has been committed")
