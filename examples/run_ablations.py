@@ -45,6 +45,7 @@ from maintenance.ablation_tables import (
 
 from ave_clip import AVEClipConfig
 from ave_clip.core.configuration_audio_visual_encoder import AudioVisualEncoderConfig
+from ave_clip.core.configuration_ave_clip import PRESETS
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.h5 import VISUAL_FILE
 from ave_clip.files import atomic_file, new_folder
@@ -92,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=3, help="Trainings per row, with seeds from --seed upwards.")
     parser.add_argument(
-        "--stage3_config", help="YAML of train_localizer.py. Default with --data: configs/ave/stage3.yaml."
+        "--stage3_config", help="YAML of train_localizer.py. Default with --data: configs/ave/stage3_paper.yaml."
     )
     parser.add_argument("--processes", type=int, help="Parallel trainings. Default: one per GPU, or up to 4 on CPU.")
     parser.add_argument("--output_dir", default="ablations", help="Folder with one subfolder per training.")
@@ -253,7 +254,7 @@ class Training:
 
 def settings_file(args: argparse.Namespace) -> Path:
     """Return the YAML file of the settings that all rows share."""
-    return Path(args.stage3_config or CONFIGS / ("ave" if args.data else "synthetic") / "stage3.yaml")
+    return Path(args.stage3_config or CONFIGS / ("ave/stage3_paper.yaml" if args.data else "synthetic/stage3.yaml"))
 
 
 # Fields of AVEClipConfig that a source of features may set (its `overrides`).
@@ -273,7 +274,7 @@ def load_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def plan_row(args: argparse.Namespace, settings: Mapping[str, Any], row: Row, source: Source) -> list[Training]:
     """Return the trainings of a row, one per seed. Equal networks on equal features have the same folder."""
-    defaults = AVEClipConfig()
+    defaults = AVEClipConfig(**PRESETS[settings.get("preset", "default")])
     localizer = {**settings["localizer"], **row.localizer}
     merged = {**settings, "localizer": localizer}
     # A field with its default value does not make another network, unless the features would set it to another value.

@@ -40,6 +40,7 @@ from ave_clip import AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
 from ave_clip.checkpoints.cards import write_localizer_card
 from ave_clip.checkpoints.push import add_hub_arguments, create_repository, push_folder
 from ave_clip.core.categories import AVE_CATEGORIES, MULTI_LABEL, SINGLE_LABEL
+from ave_clip.core.configuration_ave_clip import PRESETS
 from ave_clip.core.events import decoders_of
 from ave_clip.core.label_space import LabelSpace
 from ave_clip.core.losses import IGNORED_LABEL
@@ -47,7 +48,7 @@ from ave_clip.data import generate_synthetic_ave
 from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
 from ave_clip.data.synthetic.clips import GENERATOR_VERSION
 from ave_clip.programs import program, start_logging
-from ave_clip.rivals import RivalConfig
+from ave_clip.rivals import RIVALS, RivalConfig
 from ave_clip.training.arguments import (
     add_data_argument,
     add_run_arguments,
@@ -71,11 +72,12 @@ from ave_clip.training.checkpoints import (
 from ave_clip.training.class_weights import CLASS_WEIGHTINGS, set_class_weights
 from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
+from ave_clip.training.feature_augmentation import ChangedFeatures, FeatureChanges, add_augmentation_arguments
 from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.folds import FoldSplits
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.multi_label_evaluation import validation_segment_map
-from ave_clip.training.networks import NETWORKS, PRESETS, build_network
+from ave_clip.training.networks import NETWORKS, build_network
 from ave_clip.training.open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
 from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
@@ -117,6 +119,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="ave-clip-tiny", help="AudioCLIP, or a localizer for its towers.")
     parser.add_argument("--output_dir", default="localizer", help="Folder of the best localizer.")
     add_video_arguments(parser)
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="default", help="The default network, or exactly the paper's."
+    )
     parser.add_argument("--localizer", nargs="*", default=[], metavar="FIELD=VALUE", help="Fields of AVEClipConfig.")
     parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data: frames per segment.")
     parser.add_argument(
@@ -139,6 +144,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max_train_clips", type=int, help="Train on a seeded subset of this many clips.")
     add_training_arguments(parser)
+    add_augmentation_arguments(parser)
     add_resume_arguments(parser)
     add_tracking_arguments(parser)
     add_hub_arguments(parser)
@@ -207,11 +213,16 @@ def use_synthetic_features(args: argparse.Namespace, accelerator: Accelerator) -
     args.features_dir = str(features)
 
 
+def localizer_fields(args: argparse.Namespace) -> dict[str, object]:
+    """Return the fields of `AVEClipConfig` that the arguments set."""
+    return {**PRESETS[args.preset], **parse_overrides(args.localizer, AVEClipConfig)}
+
+
 def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSplits:
     """Open the training data that the arguments name."""
     if args.h5_dir:
         files = {"audio_file": args.audio_file, "visual_file": args.visual_file}
-        weak = parse_overrides(args.localizer, AVEClipConfig).get("supervision") == "weak"
+        weak = localizer_fields(args).get("supervision") == "weak"
         return H5Splits(args.h5_dir, weak, annotations_dir=args.annotations_dir, **files)
     if args.fold:
         return FoldSplits(args.features_dir, args.fold, args.groups)
@@ -231,9 +242,9 @@ def open_vocabulary(args: argparse.Namespace, source) -> Vocabulary | None:
 def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: Vocabulary | None):
     """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
     if args.network:
-        config_class = AVEClipConfig if args.network in PRESETS else RivalConfig
+        config_class = RivalConfig if args.network in RIVALS else AVEClipConfig
         return build_network(args.network, source, parse_overrides(args.localizer, config_class)), None
-    overrides = {**source.overrides, **parse_overrides(args.localizer, AVEClipConfig)}
+    overrides = {**source.overrides, **localizer_fields(args)}
     if vocabulary is not None:
         overrides["label_embedding_size"] = vocabulary.embeddings.shape[1]
     if isinstance(source, H5Splits):
@@ -270,12 +281,29 @@ def build_dataloaders(
     if is_weak:
         size = check_whole_videos(chosen, "train", config.max_segments or LONGEST_WEAK)
     seconds = segment_seconds_of(source) if config.boundary_regression else None  # then windows come with their events
-    clips = ClipWindows(chosen, size, args.seed, seconds)
+    windows = ClipWindows(chosen, size, args.seed, seconds)
+    clips = change_features(args, windows, config)
     process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
     options = {**process, "max_segments": window_size(config)}
     return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
+
+
+def change_features(
+    args: argparse.Namespace, windows: ClipWindows, config: AVEClipConfig
+) -> ClipWindows | ChangedFeatures:
+    """Return the training windows with the changes of features that the arguments ask for."""
+    changes = FeatureChanges(args.feature_noise, args.mix_clips, args.drop_modality)
+    if not changes:
+        return windows
+    if (config.supervision == "weak" or config.boundary_regression) and (changes.mix_clips or changes.drop_modality):
+        raise ValueError(
+            "--mix_clips and --drop_modality change the labels of segments: they cannot be used with "
+            "supervision=weak or boundary_regression=true."
+        )
+    background = 0 if config.problem_type == MULTI_LABEL else len(config.id2label) - 1
+    return ChangedFeatures(windows, changes, background, args.seed)
 
 
 def window_size(config: AVEClipConfig) -> int:
@@ -529,7 +557,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         vocabulary.use_seen(localizer)
     train_loader, validation_loader = build_dataloaders(args, accelerator, source, localizer.config, vocabulary)
     if isinstance(localizer, AVEClipForLocalization):
-        fit_feature_norms(localizer, train_loader.dataset, args.seed)
+        clips = train_loader.dataset
+        fit_feature_norms(localizer, clips.windows if isinstance(clips, ChangedFeatures) else clips, args.seed)
     settings = {**run_settings(args, PATHS), "data": source.fingerprint, "towers": towers}
     run = build_run(args, accelerator, localizer, count_steps(args, train_loader), settings)
     run.vocabulary = vocabulary

@@ -404,10 +404,17 @@ def _environment(tables: Sequence[Mapping[str, Any]]) -> str:
     commands = list(dict.fromkeys(f"python {table['command']}" for table in tables))
     settings = list(dict.fromkeys(str(yaml.safe_dump(table["settings"])) for table in tables))
     versions = list(dict.fromkeys(_versions(table) for table in tables))
+    networks = []
+    if any("preset" not in table["settings"] for table in tables):
+        networks = [
+            "Results without `preset` are of the default network of their time: the paper's with a residual connection "
+            "around each fusion, now `preset: paper` with `fusion_residual: true` and `refiner_window_sizes: [10]`.",
+            "",
+        ]
     return "\n".join(
         ["## Commands, settings, environment", "", "```bash", *commands, "```", ""]
         + ["What all rows share (arguments of `train_localizer.py`):", ""]
-        + ["```yaml", *"".join(settings).splitlines(), "```", "", *versions]
+        + ["```yaml", *"".join(settings).splitlines(), "```", "", *networks, *versions]
     )
 
 

@@ -43,7 +43,7 @@ def build_recipe_card(recipe: Mapping[str, Any]) -> str:
     Returns:
         `str`: Markdown with metadata that contains no results.
     """
-    config = AVEClipConfig()
+    config = AVEClipConfig.paper()
     facts = localizer_facts(config, recipe["num_frames_per_segment"], recipe["segment_seconds"])
     return render_card(
         "recipe_card.md",

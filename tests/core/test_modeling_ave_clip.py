@@ -1,8 +1,11 @@
 """The localizer: batching, padding, attention maps, losses, saving, and what it refuses."""
 
+import json
+
 import pytest
 import torch
 
+from ave_clip import AVEClipConfig
 from ave_clip.core.losses import event_attention_loss, segment_loss, video_level_loss
 from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
 from ave_clip.core.modeling_fusion import BlockLayout, multi_domain_attention
@@ -190,21 +193,54 @@ def test_dropout_follows_the_bilstms_and_the_fusions():
     assert_close(model(**cached).logits, model(**cached).logits, tolerance=0)
 
 
-def test_defaults_are_the_papers():
-    config = type(tiny_config())()
+def test_dropped_features_are_dropped_in_all_segments_and_locations():
+    model = tiny_localizer(input_dropout=0.5).train()
+    seen = {}
+    model.visual_attention.register_forward_pre_hook(lambda module, inputs: seen.update(image=inputs[0]))
+    model.audio_lstm.register_forward_pre_hook(lambda module, inputs: seen.update(audio=inputs[0]))
+    cached = features(4, 7)
+    model(**cached)
+    for name, tensor in (("image", cached["image_features"]), ("audio", cached["audio_features"])):
+        kept = seen[name].flatten(1, -2).any(dim=1)  # (B, D)
+        assert 0.3 < kept.float().mean() < 0.7
+        assert not torch.equal(kept[0], kept[1])  # each video has its own
+        expected = 2 * tensor * kept.view(4, *[1] * (tensor.dim() - 2), -1)
+        assert_close(seen[name], expected, tolerance=0)
+
+
+def test_the_default_network_starts_as_one_without_windows():
+    config = tiny_config(gated_branches=True, hidden_size=16)
+    model = AVEClipForLocalization(config).eval()
+    cached = features(2, 7)
+    before = model(**cached).logits
+    for fusion in (model.fusion, model.refiner):
+        torch.nn.init.normal_(fusion.projections[0].value[2].weight)
+        assert fusion.gates.shape == (len(fusion.window_sizes), 16)
+    assert_close(model(**cached).logits, before, tolerance=0)
+    model.fusion.gates.data[0] = 1
+    assert not torch.equal(model(**cached).logits, before)
+
+
+@pytest.mark.parametrize("fields", [{}, {"dropout": 0.2, "hidden_size": 64}])
+def test_configurations_of_earlier_versions_keep_their_network(fields, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ave_clip", **fields}))
+    earlier = AVEClipConfig.paper(fusion_residual=True, refiner_window_sizes=(10,), **fields)
+    loaded = AVEClipConfig.from_pretrained(tmp_path)
+    assert loaded.to_diff_dict() == earlier.to_diff_dict()
+    AVEClipConfig().save_pretrained(tmp_path)
+    assert AVEClipConfig.from_pretrained(tmp_path).to_diff_dict() == AVEClipConfig().to_diff_dict()
+
+
+def test_paper_preset_has_the_papers_values():
+    config = AVEClipConfig.paper()
     assert (config.event_loss_weight, config.category_loss_weight) == (0.3, 0.7)  # eq. 17
     assert config.min_event_segments == 3  # W of sec. 3.7
-    assert (config.hidden_size, config.window_sizes, config.refiner_window_sizes) == (256, (10, 5, 3, 2), (10,))
+    assert (config.hidden_size, config.window_sizes, config.refiner_window_sizes) == (256, (10, 5, 3, 2), None)
     assert (config.share_window_weights, config.use_event_attention, config.use_refiner) == (True, True, True)
     assert (config.attention_domains, config.visual_feature_type, config.supervision) == ("both", "dense", "full")
-
-
-def test_paper_preset_has_no_residual_and_twenty_nine_classes():
-    config = type(tiny_config()).paper()
-    assert (config.fusion_residual, config.num_labels, config.hidden_size) == (False, 29, 256)
-    assert config.window_sizes == (10, 5, 3, 2) and config.refiner_window_sizes is None
-    assert type(config).from_dict(config.to_dict()).refiner_window_sizes is None
-    assert config.id2label[28] == "background" and config.background_label_id == 28
+    assert (config.fusion_residual, config.gated_branches, config.input_layer_norm) == (False, False, False)
+    assert (config.num_labels, config.id2label[28], config.background_label_id) == (29, "background", 28)
+    assert AVEClipConfig.from_dict(config.to_dict()).refiner_window_sizes is None
 
 
 def test_hybrid_loss_is_equation_17(localizer):

@@ -1,15 +1,23 @@
-"""The localizer equals the paper's equations, written down separately: logits, maps, losses and gradients."""
+"""The localizer equals the paper's equations, written down separately: logits, maps, losses and gradients.
+
+So do the parts of the default network that the paper does not have, and those of the paper that it lacks.
+"""
 
 import pytest
 import torch
 
+from ave_clip import AVEClipConfig
 from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
 from tests.helpers import paper_reference
 from tests.helpers.models import tiny_config
 
 IMAGE_WIDTH, AUDIO_WIDTH, LOCATIONS = 6, 5, 2
+DEFAULT = {"input_layer_norm": True, "gated_branches": True, "attention_domains": "temporal", "use_refiner": False}
 VARIANTS = {
-    "default": {},
+    "all blocks": {},
+    "default": DEFAULT,
+    "gated windows of both domains": {"gated_branches": True, "share_window_weights": False},
+    "normalized input of every kind": {"input_layer_norm": True, "normalize_features": True},
     "paper": {"fusion_residual": False, "refiner_window_sizes": None, "hidden_size": 12},
     "no event attention": {"use_event_attention": False},
     "no refiner": {"use_refiner": False},
@@ -68,6 +76,10 @@ def make_batch(num_segments: int, num_labels: int, weak: bool) -> tuple[dict, to
 
 def assert_close(actual, expected) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_variant_of_that_name_is_the_default_network():
+    assert {name: getattr(AVEClipConfig(), name) for name in DEFAULT} == DEFAULT
 
 
 CASES = [(1, False), (7, False), (10, False), (23, False), (10, True)]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip.core.configuration_ave_clip import PRESETS
 from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.arguments import parse_overrides, write_json
 from ave_clip.training.features import FeatureStoreError
@@ -124,7 +125,7 @@ def test_the_settings_for_ave_are_taken_by_their_script(name):
 
 def test_the_paper_preset_and_its_file_are_the_same_network():
     file = yaml.safe_load((EXAMPLES / "configs" / "ave" / "stage3_paper.yaml").read_text())
-    assert AVEClipConfig(**file["localizer"]).to_dict() == AVEClipConfig.paper().to_dict()
+    assert AVEClipConfig(**PRESETS[file["preset"]], **file["localizer"]).to_dict() == AVEClipConfig.paper().to_dict()
 
 
 # ── from predictions to numbers ──
@@ -338,7 +339,9 @@ def run_arguments(tmp_path_factory) -> list[str]:
     tiny_localizer().save_pretrained(folder / "model")
     tiny_processor().feature_extractor.save_pretrained(folder / "model")
     localizer = {"hidden_size": 8, "agva_hidden_size": 8, "agva_attention_size": 4}
-    (folder / "stage3.yaml").write_text(yaml.safe_dump({"localizer": localizer, "num_epochs": 2, "batch_size": 4}))
+    (folder / "stage3.yaml").write_text(
+        yaml.safe_dump({"preset": "paper", "localizer": localizer, "num_epochs": 2, "batch_size": 4})
+    )
     options = {"data": "clips", "model": "model", "stage3_config": "stage3.yaml", "output_dir": "out"}
     paths = [text for name, value in options.items() for text in (f"--{name}", str(folder / value))]
     return [*paths, "--table", "3", "7", "--seeds", "2", "--processes", "1", "--cpu"]

@@ -45,6 +45,12 @@ TINY_LOCALIZER = {
     "agva_attention_size": 8,
     "window_sizes": (10, 5, 3, 2),
     "dropout": 0.0,
+    "input_dropout": 0.0,
+    # All blocks of the paper, most of which the default network does without.
+    "input_layer_norm": False,
+    "gated_branches": False,
+    "attention_domains": "both",
+    "use_refiner": True,
 }
 
 

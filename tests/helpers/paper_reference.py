@@ -38,6 +38,11 @@ def localize(weights: Weights, config, image_features: Tensor, audio_features: T
     if config.normalize_features:
         image_features = (image_features - weights["image_norm.mean"]) / weights["image_norm.spread"]
         audio_features = (audio_features - weights["audio_norm.mean"]) / weights["audio_norm.spread"]
+    if config.input_layer_norm:
+        image_features = torch.stack(
+            [norm(weights, "image_layer_norm", config, locations) for locations in image_features]
+        )
+        audio_features = norm(weights, "audio_layer_norm", config, audio_features)
     visual, visual_attention = attend_locations(weights, config, image_features, audio_features)
     video = bilstm(weights, "video_lstm.lstm", visual)
     audio = bilstm(weights, "audio_lstm.lstm", audio_features)
@@ -172,17 +177,23 @@ def fuse(weights: Weights, name: str, config, windows, features: Tensor) -> tupl
         for start, end in blocks(len(features), window):
             block = features[start:end]  # eq. 4
             fused, temporal, feature = fuse_block(weights, f"{name}.projections.{copy}", config, block)
-            if config.fusion_residual:
+            if config.fusion_residual and not config.gated_branches:
                 fused = fused + linear(weights, f"{name}.residuals.{copy}", block)
             parts.append(fused)
             if temporal is not None:
                 whole_map[start:end, start:end] = temporal.detach()
             if feature is not None:
                 maps.append(feature.detach())
-        outputs.append(torch.cat(parts))  # eq. 11
+        output = torch.cat(parts)  # eq. 11
+        outputs.append(output * weights[f"{name}.gates"][i] if config.gated_branches else output)
         temporal_maps.append(whole_map)
         feature_maps.append(maps)
-    return torch.cat(outputs, dim=1), temporal_maps, feature_maps  # eq. 12
+    if not config.gated_branches:
+        return torch.cat(outputs, dim=1), temporal_maps, feature_maps  # eq. 12
+    plain = features
+    if features.shape[1] != config.hidden_size:
+        plain = linear(weights, f"{name}.plain_path.0", features).clamp(min=0)
+    return plain + sum(outputs), temporal_maps, feature_maps
 
 
 def fuse_block(weights: Weights, name: str, config, block: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -131,7 +131,6 @@ def test_h5_features_say_what_the_localizer_must_be(h5):
         "image_feature_size": 5,
         "audio_feature_size": 4,
         "visual_feature_type": "dense",
-        "normalize_features": True,
     }
     write_array(h5 / "vec.h5", np.zeros((9, 10, 6)))
     assert H5Splits(h5, visual_file="vec.h5").overrides["visual_feature_type"] == "pooled"

@@ -40,7 +40,7 @@ def graph_names(config: PreTrainedConfig) -> list[str]:
     """Returns the names of the graphs that an export of this localizer contains."""
     if not isinstance(config, AVEClipConfig):
         return list(GRAPHS)
-    attends = config.visual_feature_type != "pooled" or config.normalize_features
+    attends = config.visual_feature_type != "pooled" or config.normalize_features or config.input_layer_norm
     return ["temporal", *(["attention"] if attends else []), *(["vision", "audio"] if config.use_encoders else [])]
 
 

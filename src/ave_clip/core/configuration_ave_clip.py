@@ -26,6 +26,24 @@ _CHOICES = {
 _PROBLEM_TYPES = {None: SINGLE_LABEL, "single_label_classification": SINGLE_LABEL}
 _PROBLEM_TYPES["multi_label_classification"] = MULTI_LABEL
 _LABEL_FIELDS = ("id2label", "label2id", "num_labels")
+# Fields of each named configuration, where they differ from the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "input_dropout": 0.0,
+        "input_layer_norm": False,
+        "gated_branches": False,
+        "fusion_residual": False,
+        "attention_domains": "both",
+        "hidden_size": 256,
+        "agva_hidden_size": 512,
+        "dropout": 0.1,
+        "use_refiner": True,
+        "refiner_window_sizes": None,
+    },
+}
+# Defaults of earlier versions, which did not have these two fields. Configurations that they saved keep their network.
+_EARLIER_DEFAULTS = PRESETS["paper"] | {"fusion_residual": True, "refiner_window_sizes": (10,)}
 
 
 def _inverted(label2id: Any) -> dict[Any, str]:
@@ -46,9 +64,9 @@ def _with_encoder_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 @strict_config
 class AVEClipConfig(CheckedConfig):
     r"""
-    Configuration of [`AVEClipForLocalization`]. Two defaults differ from the paper (a residual connection around the
-    fusion, and the refiner's window); [`AVEClipConfig.paper`] gives the exact network of the paper. A value that is
-    not allowed raises `ValueError`.
+    Configuration of [`AVEClipForLocalization`]. The default is a smaller network than the paper's, with normalized
+    input and gated branches, which was more accurate wherever we could measure it (docs/models.md);
+    [`AVEClipConfig.paper`] gives the exact network of the paper. A value that is not allowed raises `ValueError`.
 
     Args:
         encoder_config (`dict | AudioCLIPConfig | AudioVisualEncoderConfig`, *optional*):
@@ -68,6 +86,14 @@ class AVEClipConfig(CheckedConfig):
             Whether image and audio features are first standardized to mean 0 and standard deviation 1, with the
             training set's statistics, which are saved with the weights. For features of other encoders, which may
             have any scale.
+        input_dropout (`float`):
+            Dropout of whole image and audio features: the same ones in all segments and locations of a video.
+        input_layer_norm (`bool`):
+            Whether image and audio features are layer-normalized (each location, each segment) before anything else.
+        gated_branches (`bool`):
+            Whether the windows of a fusion are added to a plain path, `relu(W [v; a])`, each multiplied by gates that
+            start at zero: the network starts as a plain one, and each window must earn its weight. `False`: the
+            outputs of the windows are concatenated, as in the paper (eq. 12).
         agva_hidden_size (`int`), agva_attention_size (`int`):
             Widths of the hidden layers of audio-guided visual attention.
         hidden_size (`int`):
@@ -81,7 +107,7 @@ class AVEClipConfig(CheckedConfig):
         attention_domains (`str`):
             `"both"`, `"temporal"` or `"feature"` (Table 4).
         fusion_residual (`bool`):
-            Whether each fusion has a linear skip connection.
+            Whether each fusion without gated branches has a linear skip connection.
         use_event_attention (`bool`), use_refiner (`bool`):
             Whether the model has these blocks (Table 3).
         refiner_window_sizes (`list[int]`, *optional*):
@@ -157,19 +183,22 @@ class AVEClipConfig(CheckedConfig):
     audio_feature_size: int | None = None
     visual_feature_type: str = "dense"
     normalize_features: bool = False
-    agva_hidden_size: int = 512
+    input_dropout: float | int = 0.4
+    input_layer_norm: bool = True
+    gated_branches: bool = True
+    agva_hidden_size: int = 128
     agva_attention_size: int = 49
-    hidden_size: int = 256
+    hidden_size: int = 128
     window_sizes: list[int] | tuple[int, ...] = (10, 5, 3, 2)
     share_window_weights: bool = True
-    attention_domains: str = "both"
+    attention_domains: str = "temporal"
     fusion_residual: bool = True
     use_event_attention: bool = True
-    use_refiner: bool = True
+    use_refiner: bool = False
     refiner_window_sizes: list[int] | tuple[int, ...] | None = (10,)
     event_loss_weight: float | int = 0.3
     category_loss_weight: float | int = 0.7
-    dropout: float | int = 0.1
+    dropout: float | int = 0.3
     problem_type: str | None = SINGLE_LABEL
     focal_gamma: float | int = 0.0
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
@@ -213,6 +242,8 @@ class AVEClipConfig(CheckedConfig):
         """As [`~transformers.PreTrainedConfig.from_dict`]; labels in `kwargs` replace those of `config_dict`."""
         config_dict, kwargs = _with_encoder_config(config_dict), _with_encoder_config(kwargs)
         config_dict.pop("initializer_range", None)  # saved by earlier versions, in which no layer used it
+        if "gated_branches" not in config_dict:
+            config_dict = {**_EARLIER_DEFAULTS, **config_dict}
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in _LABEL_FIELDS}
         saved = config_dict.get("id2label")
         replaced = ()
@@ -276,14 +307,13 @@ class AVEClipConfig(CheckedConfig):
 
     @classmethod
     def paper(cls, **overrides: Any) -> Self:
-        """Returns the paper's network: its best settings, no residual around the fusion, a refiner over all segments.
+        """Returns the paper's network, with its best settings.
 
         Args:
             overrides:
                 Fields to change, as in the constructor (for example for one of the paper's ablations).
         """
-        values: dict[str, Any] = {"fusion_residual": False, "refiner_window_sizes": None, **overrides}
-        return cls(**values)
+        return cls(**{**PRESETS["paper"], **overrides})
 
     @property
     def background_label_id(self) -> int:
@@ -342,8 +372,9 @@ class AVEClipConfig(CheckedConfig):
             raise ValueError(
                 f"`hidden_size` is split over two LSTM directions and must be even, got {self.hidden_size}."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         for name in ("event_loss_weight", "category_loss_weight", "boundary_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
@@ -405,6 +436,8 @@ class AVEClipConfig(CheckedConfig):
         """Returns the approximate number of weights, computed from the sizes alone."""
         visual, audio, hidden = self.resolved_image_feature_size, self.resolved_audio_feature_size, self.hidden_size
         windows, refiner_windows = len(self.window_sizes), len(self.refiner_window_sizes or (None,))
+        if self.gated_branches:  # the outputs of the windows are added
+            windows = refiner_windows = 1
         copies, refiner_copies = (1, 1) if self.share_window_weights else (windows, refiner_windows)
         fused, refined = hidden * windows, hidden * refiner_windows
         attention = self.agva_hidden_size * (visual + audio + 2 * self.agva_attention_size)

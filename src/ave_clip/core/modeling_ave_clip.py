@@ -37,6 +37,7 @@ from .modeling_layers import (
     AVEClipAudioGuidedVisualAttention,
     AVEClipBidirectionalLSTM,
     AVEClipFeatureNorm,
+    AVEClipInputDropout,
     AVEClipLSTM,
 )
 from .modeling_open_vocabulary import AVEClipLabelClassifier, OpenVocabularyMixin
@@ -99,6 +100,8 @@ class AVEClipPreTrainedModel(AlignedPreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, AVEClipMultiWindowTemporalFusion) and module.gates is not None:
+            init.zeros_(module.gates)
         elif isinstance(module, AVEClipFeatureNorm):
             init.zeros_(module.mean)
             init.ones_(module.spread)
@@ -130,6 +133,11 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
                 self.audio_model = AudioCLIPAudioModel(config.encoder_config.audio_config)
         self.image_norm = AVEClipFeatureNorm(visual_size) if config.normalize_features else None
         self.audio_norm = AVEClipFeatureNorm(audio_size) if config.normalize_features else None
+        self.input_dropout = AVEClipInputDropout(config.input_dropout) if config.input_dropout else None
+        self.image_layer_norm = self.audio_layer_norm = None
+        if config.input_layer_norm:
+            self.image_layer_norm = nn.LayerNorm(visual_size, eps=config.layer_norm_eps)
+            self.audio_layer_norm = nn.LayerNorm(audio_size, eps=config.layer_norm_eps)
         self.visual_map_projection = None
         if config.visual_feature_type == "layer4":
             joint_size = config.encoder_config.vision_config.projection_dim
@@ -144,13 +152,13 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         self.audio_lstm = AVEClipBidirectionalLSTM(audio_size, hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.fusion = AVEClipMultiWindowTemporalFusion(config, 2 * hidden_size, config.window_sizes)
-        fused_size = hidden_size * len(config.window_sizes)
+        fused_size = self.fusion.output_size
         self.event_attention = AVEClipEventGuidedAttention(config, fused_size) if config.use_event_attention else None
         self.refiner = None
         if config.use_refiner:
             refiner_windows = config.refiner_window_sizes or (WHOLE_VIDEO,)
             self.refiner = AVEClipMultiWindowTemporalFusion(config, fused_size, refiner_windows)
-            fused_size = hidden_size * len(refiner_windows)
+            fused_size = self.refiner.output_size
         self.category_head = AVEClipCategoryHead(config, fused_size, visual_size, audio_size)
         # Weights of the segments in the mean over a video, per class (attention pooling of weak supervision).
         self.pooling = None
@@ -286,6 +294,8 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         locations = image_features.unsqueeze(2) if image_features.dim() == 3 else image_features
         if self.image_norm is not None and self.audio_norm is not None:
             locations, audio_features = self.image_norm(locations), self.audio_norm(audio_features)
+        if self.image_layer_norm is not None and self.audio_layer_norm is not None:
+            locations, audio_features = self.image_layer_norm(locations), self.audio_layer_norm(audio_features)
         if self.visual_map_projection is not None:
             locations = self.visual_map_projection(locations)
         if self.visual_attention is None or locations.shape[2] == 1:
@@ -315,6 +325,8 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
             self._check_has_labels()
         if self.audio_norm is not None:
             audio_features = self.audio_norm(audio_features)
+        if self.audio_layer_norm is not None:
+            audio_features = self.audio_layer_norm(audio_features)
         video = self.dropout(self.video_lstm(visual, lengths))  # (B, T, d)
         audio = self.dropout(self.audio_lstm(audio_features, lengths))
         fused, temporal, feature = self.fusion(torch.cat([video, audio], dim=-1), lengths, output_attentions)
@@ -417,6 +429,8 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         )
         if segment_mask is not None:
             image, audio = zero_padding(image, segment_mask), zero_padding(audio, segment_mask)
+        if self.input_dropout is not None:
+            image, audio = self.input_dropout(image), self.input_dropout(audio)
         visual, visual_attentions = self.attend(image, audio)
         output = self.localize(visual, audio, segment_mask, output_attentions)
         losses = {} if labels is None else self._losses(output, labels, segment_mask)

@@ -138,6 +138,10 @@ class AVEClipMultiWindowTemporalFusion(GradientCheckpointingLayer):
     """MWTF: attention within the blocks of each window; the outputs of the windows are concatenated (eq. 4-12).
 
     With shared weights the projections are computed once for all windows, since each uses a single segment only.
+
+    With `config.gated_branches` the windows are instead added to a plain path, each multiplied by gates that start at
+    zero (as ReZero, Bachlechner et al. 2021, per feature). The plain path is the input or, where that is wider than d,
+    `relu(W x)` of it.
     """
 
     def __init__(self, config: AVEClipConfig, input_size: int, window_sizes: Sequence[int]) -> None:
@@ -148,7 +152,14 @@ class AVEClipMultiWindowTemporalFusion(GradientCheckpointingLayer):
         self.projections = nn.ModuleList(
             AVEClipFusionProjections(input_size, config.hidden_size, config.layer_norm_eps) for _ in range(copies)
         )
+        self.output_size = config.hidden_size * (1 if config.gated_branches else len(self.window_sizes))
+        self.gates = self.plain_path = None
         skips = copies if config.fusion_residual else 0
+        if config.gated_branches:
+            skips = 0
+            self.gates = nn.Parameter(torch.zeros(len(self.window_sizes), config.hidden_size))
+            if input_size != config.hidden_size:
+                self.plain_path = nn.Sequential(nn.Linear(input_size, config.hidden_size), nn.ReLU())
         self.residuals = nn.ModuleList(nn.Linear(input_size, config.hidden_size, bias=False) for _ in range(skips))
         self.dropout = nn.Dropout(config.dropout)
 
@@ -164,7 +175,8 @@ class AVEClipMultiWindowTemporalFusion(GradientCheckpointingLayer):
             output_attentions (`bool`): Whether to return the maps.
 
         Returns:
-            `(batch_size, num_segments, num_windows * d)`, then the temporal maps `(batch_size, T, T)` and the feature
+            `(batch_size, num_segments, num_windows * d)`, or `(batch_size, num_segments, d)` with gates; then the
+            temporal maps `(batch_size, T, T)` and the feature
             maps `(batch_size, blocks, d, d)`, one per window; `None` if not requested or not used.
         """
         projected = [projection(features) for projection in self.projections]
@@ -182,8 +194,13 @@ class AVEClipMultiWindowTemporalFusion(GradientCheckpointingLayer):
                 temporal_maps.append(layout.block_diagonal(temporal))
             if feature is not None:
                 feature_maps.append(feature)
-        fused = self.dropout(torch.cat(outputs, dim=-1))  # (B, T, N * d)
-        return fused, tuple(temporal_maps) or None, tuple(feature_maps) or None
+        if self.gates is None:
+            fused = torch.cat(outputs, dim=-1)  # (B, T, N * d)
+        else:
+            fused = features if self.plain_path is None else self.plain_path(features)
+            for gate, output in zip(self.gates, outputs):
+                fused = fused + gate * output  # (B, T, d)
+        return self.dropout(fused), tuple(temporal_maps) or None, tuple(feature_maps) or None
 
 
 # Feature attention: a d x d softmax for every block, without storing the d x d maps.

@@ -22,6 +22,23 @@ class AVEClipFeatureNorm(nn.Module):
         return (features - self.mean) / self.spread
 
 
+class AVEClipInputDropout(nn.Module):
+    """Dropout of whole features: one that is zero is so at every location of every segment of a video.
+
+    Dropout of single values would hardly matter, since locations are averaged and neighbouring segments are alike.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(probability)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return features
+        mask = self.dropout(features.new_ones(features.shape[0], features.shape[-1]))
+        return features * mask.view(len(mask), *[1] * (features.dim() - 2), -1)
+
+
 class AVEClipLSTM(nn.RNNBase):
     """One-layer bidirectional LSTM with the weight names of [`~torch.nn.LSTM`].
 
@@ -118,5 +135,6 @@ __all__ = [
     "AVEClipAudioGuidedVisualAttention",
     "AVEClipBidirectionalLSTM",
     "AVEClipFeatureNorm",
+    "AVEClipInputDropout",
     "AVEClipLSTM",
 ]

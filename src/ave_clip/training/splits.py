@@ -141,7 +141,7 @@ class H5Splits:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Fields of `AVEClipConfig` that the features determine: no towers, the widths, normalization of any scale."""
+        """Fields of `AVEClipConfig` that the features determine: no towers, and the widths."""
         features = next(iter(self.splits.values()))
         is_map = features[0]["image_features"].dim() == 3
         return {
@@ -149,7 +149,6 @@ class H5Splits:
             "image_feature_size": features.image_feature_size,
             "audio_feature_size": features.audio_feature_size,
             "visual_feature_type": "dense" if is_map else "pooled",
-            "normalize_features": True,
         }
 
     @property
