@@ -408,7 +408,8 @@ def _environment(tables: Sequence[Mapping[str, Any]]) -> str:
     if any("preset" not in table["settings"] for table in tables):
         networks = [
             "Results without `preset` are of the default network of their time: the paper's with a residual "
-            "connection around each fusion, now `preset: paper` with `fusion_residual: true` and `refiner_window_sizes: [10]`.",
+            "connection around each fusion, now `preset: paper` with `fusion_residual: true` and "
+            "`refiner_window_sizes: [10]`.",
             "",
         ]
     return "\n".join(
