@@ -43,7 +43,7 @@ from ave_clip.files import atomic_file
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import add_run_arguments, describe_run, parse_arguments, plain_values, write_json
 from ave_clip.training.folds import FoldSplits, groups_of_test, parse_fold
-from ave_clip.training.networks import NETWORKS, network_title
+from ave_clip.training.networks import NETWORKS, network_title, parse_network
 from ave_clip.training.splits import FeatureSplits, H5Splits
 
 logger = logging.getLogger("run_comparison")
@@ -56,9 +56,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", "--features", help="Features of stage 2, or h5 files. Default: synthetic clips.")
     parser.add_argument(
-        "--models", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help="Networks."
+        "--models",
+        nargs="+",
+        default=list(NETWORKS),
+        metavar="NAME",
+        help="Networks, with changed fields behind the name: ave-clip:dropout=0.5:use_refiner=true.",
     )
-    parser.add_argument("--reference", choices=NETWORKS, default=REFERENCE, help="Network to compare with.")
+    parser.add_argument("--reference", default=REFERENCE, help="Network to compare with.")
     parser.add_argument("--seeds", type=int, default=3, help="Trainings per network and fold, from --seed upwards.")
     parser.add_argument("--folds", type=int, help="Number of folds, at least 3. Default: the splits of the features.")
     parser.add_argument("--groups", help="CSV file with split, row and group of each clip. Default: each clip is one.")
@@ -93,6 +97,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.stage3_config = args.stage3_config or str(CONFIGS / f"{NAME}.yaml")
     # The reference comes first, and each network is there once.
     args.models = list(dict.fromkeys([args.reference, *args.models]))
+    for name in args.models:
+        try:
+            parse_network(name)
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 

@@ -77,7 +77,7 @@ from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.folds import FoldSplits
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.multi_label_evaluation import validation_segment_map
-from ave_clip.training.networks import NETWORKS, build_network
+from ave_clip.training.networks import build_network, parse_network
 from ave_clip.training.open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
 from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
@@ -129,7 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
     parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
-    parser.add_argument("--network", choices=NETWORKS, help="Train this network on features alone, without --model.")
+    parser.add_argument("--network", help="Train this network of `run_comparison.py` on features, without --model.")
     parser.add_argument("--fold", metavar="K/N", help="With --features_dir: one fold of a cross-validation.")
     parser.add_argument("--groups", help="With --fold: CSV of split, row, group; a group is never divided.")
     parser.add_argument("--blank_modality", choices=("audio", "video"), help="Set one modality's features to zero.")
@@ -242,7 +242,7 @@ def open_vocabulary(args: argparse.Namespace, source) -> Vocabulary | None:
 def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: Vocabulary | None):
     """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
     if args.network:
-        config_class = RivalConfig if args.network in RIVALS else AVEClipConfig
+        config_class = RivalConfig if parse_network(args.network)[0] in RIVALS else AVEClipConfig
         return build_network(args.network, source, parse_overrides(args.localizer, config_class)), None
     overrides = {**source.overrides, **localizer_fields(args)}
     if vocabulary is not None:

@@ -12,6 +12,7 @@ import torch
 from ave_clip.training.clip_windows import truth_of
 from ave_clip.training.features import FeatureWriter
 from ave_clip.training.folds import FoldSplits, groups_of_test
+from ave_clip.training.networks import build_network, network_title, parse_network
 from ave_clip.training.splits import FeatureSplits, SplitError
 
 NUM_CLIPS = {"train": 12, "validation": 6, "test": 6}
@@ -233,7 +234,8 @@ def test_a_network_that_fails_is_listed_and_the_others_are_measured(comparison, 
     [
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--folds", "2"], "--folds must be at least 3"),
-        (["--models", "bert"], "invalid choice: 'bert'"),
+        (["--models", "bert"], "no network 'bert'"),
+        (["--models", "psp:dropouts=1"], "'dropouts=1'"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(comparison, options, message, capsys):
@@ -261,3 +263,22 @@ def test_features_with_several_labels_per_segment_are_refused(comparison, argume
 def test_the_committed_card_is_made_from_the_committed_results(tables):
     content = json.loads((CARD.parent / "results" / "comparison.json").read_text(encoding="utf-8"))
     assert CARD.read_text(encoding="utf-8") == tables.render(content, CARD.with_suffix(".png").name)
+
+
+def test_fields_behind_a_name_change_the_network():
+    name = "ave-clip:input_dropout=0:window_sizes=[4, 2]"
+    assert parse_network(name) == ("ave-clip", {"input_dropout": 0, "window_sizes": [4, 2]})
+    assert network_title(name) == "AVE-CLIP, default, input_dropout=0, window_sizes=[4, 2]"
+    model = build_network(name, TwoClips())
+    assert (model.config.input_dropout, model.config.window_sizes) == (0, (4, 2))
+    assert build_network("psp:hidden_size=8", TwoClips()).config.hidden_size == 8
+
+
+class TwoClips:
+    """The least that a network must know of its features."""
+
+    id2label = {0: "Bell", 1: "background"}
+    overrides = {"visual_feature_type": "pooled"}
+
+    def open(self, split):
+        return [{"image_features": torch.zeros(3, 6), "audio_features": torch.zeros(3, 5)}]

@@ -1,4 +1,7 @@
-"""Networks that stage 3 can train on features alone, by name: AVE-CLIP without its towers, and its rivals."""
+"""Networks that stage 3 can train on features alone, by name: AVE-CLIP without its towers, and its rivals.
+
+A name may be followed by fields of the network's configuration: `ave-clip:input_dropout=0:use_refiner=true`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from ..core.configuration_ave_clip import AVEClipConfig
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..rivals import RIVALS, Rival, RivalConfig, build_rival
+from .arguments import parse_overrides
 from .splits import FeatureSplits, H5Splits, SplitError
 
 # Configurations of AVE-CLIP by name.
@@ -14,18 +18,32 @@ NETWORKS: tuple[str, ...] = (*PRESETS, *RIVALS)
 _TITLES = {"ave-clip": "AVE-CLIP, default", "ave-clip-paper": "AVE-CLIP, paper preset"}
 
 
-def network_title(name: str) -> str:
+def parse_network(text: str) -> tuple[str, dict[str, Any]]:
+    """Parses the name of a network and the fields behind it.
+
+    Raises:
+        ValueError: If there is no network of that name, or it does not have such a field.
+    """
+    name, *fields = text.split(":")
+    if name not in NETWORKS:
+        raise ValueError(f"There is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
+    return name, parse_overrides(fields, AVEClipConfig if name in PRESETS else RivalConfig)
+
+
+def network_title(text: str) -> str:
     """Returns the name of a network in tables."""
-    return _TITLES.get(name) or RIVALS[name].title
+    name, _ = parse_network(text)
+    title = _TITLES.get(name) or RIVALS[name].title
+    return ", ".join([title, *text.split(":")[1:]])
 
 
 def build_network(
-    name: str, source: FeatureSplits | H5Splits, overrides: Mapping[str, Any] | None = None
+    text: str, source: FeatureSplits | H5Splits, overrides: Mapping[str, Any] | None = None
 ) -> AVEClipForLocalization | Rival:
     """Builds an untrained network for the sizes and classes of features.
 
     Args:
-        name (`str`): A name of `NETWORKS`.
+        text (`str`): A name of `NETWORKS`, and fields behind it.
         source (`FeatureSplits` or `H5Splits`): The features.
         overrides (`Mapping[str, Any]`, *optional*): Fields of its configuration.
 
@@ -33,8 +51,8 @@ def build_network(
         ValueError: If there is no network of that name, or it does not have such a field.
         SplitError: If there is no training split.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"There is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
+    name, fields = parse_network(text)
+    overrides = {**(overrides or {}), **fields}
     clips = source.open("train")
     if clips is None or not len(clips):
         raise SplitError("There is no train split, from which the sizes of the features are read.")
@@ -42,9 +60,9 @@ def build_network(
     image, audio = clip["image_features"], clip["audio_features"]
     options: dict[str, Any] = {"image_feature_size": image.shape[-1], "audio_feature_size": audio.shape[-1]}
     if name in PRESETS:
-        options = {**source.overrides, **options, "use_encoders": False, **(overrides or {})}
+        options = {**source.overrides, **options, "use_encoders": False, **overrides}
         return AVEClipForLocalization(PRESETS[name](id2label=source.id2label, **options))
     options["num_locations"] = 1 if image.dim() == 2 else image.shape[1:-1].numel()
     if "problem_type" in source.overrides:
         options["problem_type"] = source.overrides["problem_type"]
-    return build_rival(name, RivalConfig(id2label=source.id2label, **options, **(overrides or {})))
+    return build_rival(name, RivalConfig(id2label=source.id2label, **options, **overrides))
