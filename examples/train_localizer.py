@@ -72,7 +72,7 @@ from ave_clip.training.checkpoints import (
 from ave_clip.training.class_weights import CLASS_WEIGHTINGS, set_class_weights
 from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
-from ave_clip.training.feature_augmentation import ChangedFeatures, FeatureChanges, add_augmentation_arguments
+from ave_clip.training.feature_augmentation import ChangedFeatures, add_augmentation_arguments, change_features
 from ave_clip.training.feature_statistics import fit_feature_norms
 from ave_clip.training.folds import FoldSplits
 from ave_clip.training.metrics import segment_accuracy
@@ -288,22 +288,6 @@ def build_dataloaders(
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
     options = {**process, "max_segments": window_size(config)}
     return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
-
-
-def change_features(
-    args: argparse.Namespace, windows: ClipWindows, config: AVEClipConfig
-) -> ClipWindows | ChangedFeatures:
-    """Return the training windows with the changes of features that the arguments ask for."""
-    changes = FeatureChanges(args.feature_noise, args.mix_clips, args.drop_modality)
-    if not changes:
-        return windows
-    if (config.supervision == "weak" or config.boundary_regression) and (changes.mix_clips or changes.drop_modality):
-        raise ValueError(
-            "--mix_clips and --drop_modality change the labels of segments: they cannot be used with "
-            "supervision=weak or boundary_regression=true."
-        )
-    background = 0 if config.problem_type == MULTI_LABEL else len(config.id2label) - 1
-    return ChangedFeatures(windows, changes, background, args.seed)
 
 
 def window_size(config: AVEClipConfig) -> int:

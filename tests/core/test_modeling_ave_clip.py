@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ave_clip import AVEClipConfig
-from ave_clip.core.losses import event_attention_loss, segment_loss, video_level_loss
+from ave_clip.core.losses import event_attention_loss, segment_contrastive_loss, segment_loss, video_level_loss
 from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
 from ave_clip.core.modeling_fusion import BlockLayout, multi_domain_attention
 from tests.helpers.models import tiny_config, tiny_localizer
@@ -256,6 +256,62 @@ def test_hybrid_loss_is_equation_17(localizer):
     assert_close(output.loss, 0.3 * event + 0.7 * category)
 
 
+def test_smoothed_targets_are_shared_with_all_classes():
+    labels = torch.tensor([[0, 3, -100, 2]])
+    output = tiny_localizer(label_smoothing=0.2)(**features(1, 4), labels=labels)
+    targets = torch.full((3, 4), 0.05)
+    targets[range(3), labels[0, [0, 1, 3]]] += 0.8
+    expected = -(targets * output.logits[0, [0, 1, 3]].log_softmax(-1)).sum(-1).mean()
+    assert_close(output.category_loss, expected)
+
+
+def contrast_of_a_video(vectors, is_event, temperature):
+    """The formula of `segment_contrastive_loss`, term by term."""
+    events = [vector for vector, event in zip(vectors, is_event) if event == 1]
+    background = [vector for vector, event in zip(vectors, is_event) if event == 0]
+    total = torch.zeros(())
+    for anchor in events:
+        positive, negative = (
+            [(torch.nn.functional.cosine_similarity(anchor, other, dim=0) / temperature).exp() for other in others]
+            for others in (events, background)
+        )
+        if background:
+            total = total - (sum(positive) / (sum(positive) + sum(negative) / len(negative))).log() / len(events)
+    return total, len(events) + len(background)
+
+
+def test_contrast_is_the_formula_of_cpsp():
+    hidden = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    is_event = torch.tensor([[1, 1, 0, 0, 1, 0], [0, 1, -100, 1, 0, -100], [1] * 6, [0, 0, 0, 0, 0, -100], [-100] * 6])
+    videos = [contrast_of_a_video(*video, 0.6) for video in zip(hidden, is_event)]
+    assert [bool(loss) for loss, _ in videos] == [True, True, False, False, False]
+    expected = sum(loss * number for loss, number in videos) / sum(number for _, number in videos)
+    loss = segment_contrastive_loss(hidden, is_event, 0.6)
+    assert_close(loss, expected)
+    loss.backward()
+    assert hidden.grad.flatten(1).any(dim=1).tolist() == [True, True, False, False, False]
+    assert not hidden.grad[1, [2, 5]].any()
+    hidden = hidden.detach().requires_grad_()
+    segment_contrastive_loss(hidden, is_event, 1e-3).backward()  # here exp(cosine / temperature) is infinite
+    assert hidden.grad.isfinite().all()
+
+
+def test_the_contrast_is_part_of_the_loss_and_off_by_default(localizer):
+    inputs, labels = features(2, 5), torch.tensor([[0, 0, 3, 3, -100], [3, 1, 1, 1, 2]])
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    plain = localizer(**inputs, labels=labels, segment_mask=mask)
+    assert plain.contrastive_loss is None
+    output = tiny_localizer(contrastive_loss_weight=0.5)(
+        **inputs, labels=labels, segment_mask=mask, output_hidden_states=True
+    )
+    assert_close(output.loss, plain.loss + 0.5 * output.contrastive_loss)
+    videos = [
+        contrast_of_a_video(vectors, is_event, 0.6)
+        for vectors, is_event in zip(output.hidden_states[-1], ([1, 1, 0, 0, -100], [0, 1, 1, -100, -100]))
+    ]
+    assert_close(output.contrastive_loss, sum(loss * number for loss, number in videos) / 7)
+
+
 def test_padded_segments_do_not_count_in_the_loss(localizer):
     inputs, labels = features(1, 6), torch.tensor([[0, 1, 2, 3, 1, 0]])
     mask = torch.tensor([[True] * 4 + [False] * 2])
@@ -389,6 +445,12 @@ def test_wrong_input_is_named(localizer, inputs, message):
         ({"window_size": (10,)}, "Did you mean `window_sizes`"),
         ({"hidden_size": 15}, "even, got 15"),
         ({"dropout": 1.5}, "got 1.5"),
+        ({"label_smoothing": 1.0}, "got 1.0"),
+        ({"label_smoothing": 0.1, "supervision": "weak"}, "needs one label of each segment"),
+        ({"contrastive_loss_weight": -1}, "got -1"),
+        ({"contrastive_loss_weight": 1, "supervision": "weak"}, "needs one label of each segment"),
+        ({"contrastive_temperature": 0}, "above 0, got 0"),
+        ({"label_smoothing": 0.1, "problem_type": "multi_label", "id2label": {0: "Bell"}}, "needs one label"),
         ({"min_event_segments": 0}, "at least 1"),
         ({"id2label": {0: "background", 1: "Bell"}}, "must be the last class"),
         ({"id2label": {1: "Bell", 2: "background"}}, "keys 0..1"),

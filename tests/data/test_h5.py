@@ -40,7 +40,7 @@ def test_rows_contain_the_features_and_labels_of_their_clip(features):
     assert row["image_features"].dtype == row["audio_features"].dtype == torch.float32
     assert np.array_equal(row["image_features"].numpy(), visual[5].reshape(10, 6, 5).astype(np.float32))
     assert np.array_equal(row["audio_features"].numpy(), audio[5].astype(np.float32))
-    assert row["labels"].tolist() == [28, 5, 5, 5] + [28] * 6
+    assert row["labels"].tolist() == list(splits["train"].labels_of(0)) == [28, 5, 5, 5] + [28] * 6
     assert row["video_label"].item() == 5
     assert (splits["train"].image_feature_size, splits["train"].audio_feature_size) == (5, 4)
 

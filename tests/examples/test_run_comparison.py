@@ -100,6 +100,7 @@ def test_a_clip_of_a_fold_is_that_of_the_store_under_another_number(store):
     assert all(torch.equal(found[name], wanted[name]) for name in ("image_features", "audio_features", "labels"))
     assert truth_of(clips)[number]["events"][0]["label"] == wanted["video_label"]
     assert clips.window(0, 2, 3)["labels"].tolist() == clips[0]["labels"][2:5].tolist()
+    assert clips.labels_of(clips.numbers.index(number)).tolist() == found["labels"].tolist()
     assert clips.lengths == [NUM_SEGMENTS] * len(clips)
 
 

@@ -522,6 +522,8 @@ def localizer_facts(config: AVEClipConfig, num_frames: int | None, segment_secon
         "min_event_segments": config.min_event_segments,
         "event_loss_weight": config.event_loss_weight,
         "category_loss_weight": config.category_loss_weight,
+        "label_smoothing": config.label_smoothing,
+        "contrastive_loss_weight": config.contrastive_loss_weight,
         "supervision": "video-level classes only" if config.supervision == "weak" else f"{labels} per segment",
         "is_multi_label": space.is_multi_label,
         "drawing": draw_localizer(config, num_frames),

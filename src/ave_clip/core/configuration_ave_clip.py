@@ -115,6 +115,13 @@ class AVEClipConfig(CheckedConfig):
             where T is 10, that is the same as `[10]`.
         event_loss_weight (`float`), category_loss_weight (`float`):
             Weights of the two losses: lambda_1 and lambda_2 of eq. 17.
+        label_smoothing (`float`):
+            Part of the target of each segment that is distributed evenly over all classes, for one label per segment.
+        contrastive_loss_weight (`float`):
+            Weight of a loss that pulls the event segments of a video together and away from its background segments
+            (CPSP's; see [`segment_contrastive_loss`]). For full supervision with one label per segment.
+        contrastive_temperature (`float`):
+            Divisor of the cosines in that loss.
         dropout (`float`):
             Dropout after each BiLSTM and each fusion.
         problem_type (`str`):
@@ -170,7 +177,8 @@ class AVEClipConfig(CheckedConfig):
     sub_configs_defaults = {"encoder_config": AudioCLIPConfig}
     # transformers' Trainer gathers all other outputs in evaluation: `logits` only.
     keys_to_ignore_at_inference = [
-        *("event_logits", "event_loss", "category_loss", "boundary_loss", "proposal_logits", "proposal_spans"),
+        *("event_logits", "event_loss", "category_loss", "contrastive_loss"),
+        *("boundary_loss", "proposal_logits", "proposal_spans"),
         *("visual_attentions", "temporal_attentions", "feature_attentions", "hidden_states"),
     ]
 
@@ -198,6 +206,9 @@ class AVEClipConfig(CheckedConfig):
     refiner_window_sizes: list[int] | tuple[int, ...] | None = (10,)
     event_loss_weight: float | int = 0.3
     category_loss_weight: float | int = 0.7
+    label_smoothing: float | int = 0.0
+    contrastive_loss_weight: float | int = 0.0
+    contrastive_temperature: float | int = 0.6
     dropout: float | int = 0.3
     problem_type: str | None = SINGLE_LABEL
     focal_gamma: float | int = 0.0
@@ -372,12 +383,20 @@ class AVEClipConfig(CheckedConfig):
             raise ValueError(
                 f"`hidden_size` is split over two LSTM directions and must be even, got {self.hidden_size}."
             )
-        for name in ("dropout", "input_dropout"):
+        for name in ("dropout", "input_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
-        for name in ("event_loss_weight", "category_loss_weight", "boundary_loss_weight"):
+        for name in ("event_loss_weight", "category_loss_weight", "contrastive_loss_weight", "boundary_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if not 0 < self.contrastive_temperature < float("inf"):
+            raise ValueError(f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}.")
+        for name in ("label_smoothing", "contrastive_loss_weight"):
+            if getattr(self, name) and (self.problem_type == MULTI_LABEL or self.supervision == "weak"):
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)} needs one label of each segment, got "
+                    f"problem_type={self.problem_type!r} and supervision={self.supervision!r}. Leave it out."
+                )
         if self.layer_norm_eps <= 0:
             raise ValueError(f"`layer_norm_eps` must be above 0, got {self.layer_norm_eps}.")
 

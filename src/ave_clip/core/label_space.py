@@ -123,6 +123,7 @@ class LabelSpace:
         labels: torch.Tensor,
         focal_gamma: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
     ) -> torch.Tensor:
         """Returns the mean loss of segments (L_c of eq. 17): cross-entropy, or binary cross-entropy per class.
 
@@ -130,10 +131,11 @@ class LabelSpace:
             logits (`torch.Tensor` of shape `(B, T, C)`): Class scores.
             labels (`torch.Tensor`): Targets as `check_targets` returns them.
             focal_gamma (`float`), class_weights (`Sequence[float]`, *optional*): See [`multi_label_loss`].
+            label_smoothing (`float`): See [`segment_loss`]; for one label per segment.
         """
         if self.is_multi_label:
             return multi_label_loss(logits, labels, focal_gamma, class_weights)
-        return segment_loss(logits, labels)
+        return segment_loss(logits, labels, label_smoothing)
 
     def video_loss(
         self,

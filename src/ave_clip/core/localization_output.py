@@ -15,6 +15,7 @@ class AVEClipLocalizationOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
             Hybrid loss of eq. 17: `event_loss_weight * event_loss + category_loss_weight * category_loss`; plus
+            `contrastive_loss_weight * contrastive_loss`, if that weight is above 0; plus
             `boundary_loss_weight * boundary_loss`, if the model has `boundary_regression`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_segments, num_labels)`):
             Class scores before softmax, background last; or before the sigmoid of each class if events may overlap.
@@ -24,6 +25,8 @@ class AVEClipLocalizationOutput(ModelOutput):
             Binary cross-entropy of `event_logits`; `None` under weak supervision or without event attention.
         category_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Cross-entropy of `logits`.
+        contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Contrast of event and background segments, if `contrastive_loss_weight` is above 0.
         boundary_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Loss of the proposals, if the model has `boundary_regression`.
         proposal_logits (`torch.FloatTensor` of shape `(batch_size, num_points, num_labels)`, *optional*):
@@ -46,6 +49,7 @@ class AVEClipLocalizationOutput(ModelOutput):
     event_logits: torch.Tensor | None = None
     event_loss: torch.Tensor | None = None
     category_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
     boundary_loss: torch.Tensor | None = None
     proposal_logits: torch.Tensor | None = None
     proposal_spans: torch.Tensor | None = None

@@ -1,4 +1,5 @@
-"""Losses of the localizer (eq. 17): per segment, of the event attention, and per video under weak supervision.
+"""Losses of the localizer (eq. 17): per segment, of the event attention, and per video under weak supervision; and
+CPSP's contrast of the segments of a video.
 
 Which of them a model uses is decided by its [`LabelSpace`]. Shapes: B batch, T segments, C classes (including
 background for one label per segment).
@@ -12,15 +13,21 @@ from torch import nn
 from .categories import IGNORED_LABEL
 
 
-def segment_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def segment_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy over the labelled segments (L_c of eq. 17); 0 if no segment is labelled.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_segments, num_labels)`): Class scores.
         labels (`torch.LongTensor` of shape `(batch_size, num_segments)`): Classes; -100 is not counted.
+        label_smoothing (`float`): Part of the target that is distributed evenly over all classes (Szegedy et al.
+            2016, sec. 7).
     """
     total = nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
 
@@ -62,6 +69,44 @@ def event_attention_loss(event_logits: torch.Tensor, is_event: torch.Tensor) -> 
         is_event (`torch.LongTensor` of shape `(batch_size, num_segments)`): 0 or 1; -100 is not counted.
     """
     return multi_label_loss(event_logits, is_event)
+
+
+def segment_contrastive_loss(hidden: torch.Tensor, is_event: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Contrast between the event and the background segments of each video (CPSP, Zhou et al. 2022: PSA_S).
+
+    For each event segment i of a video with the event segments E and the background segments B, with
+    `s_ij = exp(cosine(h_i, h_j) / temperature)`:
+
+        loss_i = -log(positive_i / (positive_i + negative_i)),  positive_i = sum of s_ij over j in E (with i itself),
+                                                                negative_i = mean of s_ij over j in B
+
+    The loss of a video is the mean of `loss_i`, and 0 without an event or without background. The mean over the videos
+    weighs each by its number of labelled segments, which for videos of equal length is CPSP's mean. As in the other
+    losses, the mean over all processes is then that of one process.
+
+    The formula is that of the authors' code (`segment_contrastive_loss`), with the sums over j as intended: that code
+    sums over i, where no column has both positives and negatives, so that its loss is constant and has no gradient.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch_size, num_segments, hidden_size)`): A vector per segment.
+        is_event (`torch.LongTensor` of shape `(batch_size, num_segments)`): 0 or 1; -100 is not counted.
+        temperature (`float`): Divisor of the cosines.
+    """
+    hidden = nn.functional.normalize(hidden.float(), dim=-1)
+    similarity = hidden @ hidden.transpose(1, 2) / temperature  # (B, T, T)
+    events, background = is_event == 1, is_event == 0
+    numbers, num_background = events.sum(dim=-1), background.sum(dim=-1)
+    # Logarithms, because `exp` overflows at low temperatures; a sum over nothing is far below all others, but finite.
+    lowest = torch.finfo(similarity.dtype).min
+    positive = similarity.masked_fill(~events.unsqueeze(1), lowest).logsumexp(dim=-1)  # (B, T)
+    negative = similarity.masked_fill(~background.unsqueeze(1), lowest).logsumexp(dim=-1)
+    negative = negative - num_background.clamp(min=1).log().unsqueeze(-1)
+    counted = events & (num_background > 0).unsqueeze(-1)
+    # -log(p / (p + n)) = softplus(log n - log p)
+    losses = nn.functional.softplus((negative - positive).masked_fill(~counted, 0)) * counted
+    per_video = losses.sum(dim=-1) / numbers.clamp(min=1)
+    num_labelled = numbers + num_background
+    return (per_video * num_labelled).sum() / num_labelled.sum().clamp(min=1)
 
 
 def video_level_loss(
@@ -128,6 +173,7 @@ __all__ = [
     "event_attention_loss",
     "multi_label_loss",
     "multi_label_video_loss",
+    "segment_contrastive_loss",
     "segment_loss",
     "video_level_loss",
 ]

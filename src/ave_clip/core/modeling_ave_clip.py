@@ -26,7 +26,7 @@ from .encoders import AudioCLIPEncoder, Encoder, encoder_for
 from .encoding import encode_in_chunks, encode_segments, zero_padding
 from .label_space import LabelSpace
 from .localization_output import AVEClipLocalizationOutput
-from .losses import event_attention_loss
+from .losses import event_attention_loss, segment_contrastive_loss
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
 from .modeling_base import AlignedPreTrainedModel
 from .modeling_boundaries import AVEClipBoundaryHead, BoundaryMixin
@@ -549,13 +549,20 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
             category_loss = space.video_loss(output.logits, labels, real, pooling_logits)
             return {"loss": config.category_loss_weight * category_loss, "category_loss": category_loss}
         labels = space.mask_targets(labels, real)
-        category_loss = space.segment_loss(output.logits, labels, config.focal_gamma, config.class_weights)
-        loss = config.category_loss_weight * category_loss
-        if output.event_logits is None:
-            return {"loss": loss, "category_loss": category_loss}
-        event_loss = event_attention_loss(output.event_logits, space.event_targets(labels))
-        loss = loss + config.event_loss_weight * event_loss
-        return {"loss": loss, "event_loss": event_loss, "category_loss": category_loss}
+        category_loss = space.segment_loss(
+            output.logits, labels, config.focal_gamma, config.class_weights, config.label_smoothing
+        )
+        losses = {"loss": config.category_loss_weight * category_loss, "category_loss": category_loss}
+        if output.event_logits is not None:
+            losses["event_loss"] = event_attention_loss(output.event_logits, space.event_targets(labels))
+            losses["loss"] = losses["loss"] + config.event_loss_weight * losses["event_loss"]
+        # As in CPSP, the contrast is that of the fused vectors that the classifier reads.
+        fused = None if output.hidden_states is None else output.hidden_states[-1]
+        if config.contrastive_loss_weight and fused is not None:
+            is_event = space.event_targets(labels)
+            losses["contrastive_loss"] = segment_contrastive_loss(fused, is_event, config.contrastive_temperature)
+            losses["loss"] = losses["loss"] + config.contrastive_loss_weight * losses["contrastive_loss"]
+        return losses
 
 
 def _chosen(

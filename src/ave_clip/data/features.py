@@ -72,6 +72,10 @@ class AVEFeatures:
         """The class ids of every row's segments, without reading a feature."""
         return [row.labels for row in self._rows]
 
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """Returns the class ids of a row's segments without reading its features."""
+        return self._rows[index].labels
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         import torch  # here: reading annotations and label tables does not need it
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
 from transformers.utils import logging
 
 from ..core.categories import MULTI_LABEL
 from ..core.label_space import LabelSpace
+from .clip_windows import labels_of
 
 logger = logging.get_logger(__name__)
 
@@ -68,17 +68,8 @@ def count_active(clips: Any, num_classes: int) -> list[int]:
     """
     counts = np.zeros(num_classes, dtype=np.int64)
     for index in range(len(clips)):
-        counts += (np.asarray(_labels_of(clips, index)) == 1).reshape(-1, num_classes).sum(axis=0)
+        counts += (np.asarray(labels_of(clips, index)) == 1).reshape(-1, num_classes).sum(axis=0)
     return counts.tolist()
-
-
-def _labels_of(clips: Any, index: int) -> Any:
-    while not hasattr(clips, "labels_of"):
-        if isinstance(clips, Subset):
-            clips, index = clips.dataset, clips.indices[index]
-        else:
-            clips = clips.clips
-    return clips.labels_of(index)
 
 
 def set_class_weights(config: Any, clips: Any, weighting: str) -> None:

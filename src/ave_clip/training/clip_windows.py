@@ -151,6 +151,16 @@ def read_clip_window(clips: Any, index: int, first: int, length: int | None) -> 
     return clips.window(index, first, length)
 
 
+def labels_of(clips: Any, index: int) -> Any:
+    """Returns the labels of a clip without reading its features or its video; subsets and wrappers are followed."""
+    while not hasattr(clips, "labels_of"):
+        if isinstance(clips, Subset):
+            clips, index = clips.dataset, clips.indices[index]
+        else:
+            clips = clips.clips
+    return clips.labels_of(index)
+
+
 def merge_windows(windows: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     """Averages values of overlapping windows.
 

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from .clip_windows import labels_of
 from .features import FeatureStore
 from .sampling import item_rng
 from .splits import FeatureSplits, LabelledClips, SplitError
@@ -93,6 +94,11 @@ class FoldClips(Dataset):
         """Number of segments of each clip."""
         known = [split.lengths or [] for split in self.splits]
         return [known[split][index] for split, index in (self.places[number] for number in self.numbers)]
+
+    def labels_of(self, index: int) -> Any:
+        """Returns the labels of a clip without reading its features."""
+        split, place = self.places[self.numbers[index]]
+        return labels_of(self.splits[split], place)
 
     def window(self, index: int, first: int = 0, length: int | None = None) -> dict[str, Any]:
         """Returns a window of a clip; its `row` is the clip's number."""

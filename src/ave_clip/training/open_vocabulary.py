@@ -24,7 +24,7 @@ from ..core.label_space import LabelSpace
 from ..core.losses import IGNORED_LABEL
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..files import atomic_file
-from .clip_windows import read_clip_window, truth_of
+from .clip_windows import labels_of, read_clip_window, truth_of
 from .features import FeatureStoreError
 from .splits import Clips, LabelledClips
 
@@ -216,6 +216,10 @@ class SeenClips(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._seen(self.clips[self.places[index]])
+
+    def labels_of(self, index: int) -> torch.Tensor:
+        """Returns the labels of a clip without reading its features or its video."""
+        return self._labels(labels_of(self.clips, self.places[index]), "labels")
 
     def window(self, index: int, first: int = 0, length: int | None = None) -> dict[str, Any]:
         """Returns a window of a clip."""
