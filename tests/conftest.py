@@ -1,11 +1,18 @@
 """Fixtures that all tests share."""
 
+import signal
+
 import pytest
 from transformers.utils import logging
 
 from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
 from ave_clip.core.processing_ave_clip import AVEClipProcessor
 from tests.helpers.models import tiny_localizer, tiny_processor
+
+# A shell lets programs in the background ignore SIGINT, and `nohup` SIGHUP. Processes that the tests start would
+# inherit that, and could not be stopped.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ its own.
 import argparse
 import multiprocessing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timing import REFERENCE, finish, interleaved, own_peak_megabytes, parse, parser_for
@@ -75,10 +76,15 @@ class FusionAndRefiner(nn.Module):
         return self.refiner(self.fusion(features)[0])[0]
 
 
+def paper_network(**options: Any) -> AVEClipConfig:
+    """Returns a configuration with all blocks of the paper and a residual connection around each fusion."""
+    return AVEClipConfig.paper(use_encoders=False, fusion_residual=True, refiner_window_sizes=(10,), **options)
+
+
 def variants(hidden_size: int) -> dict[str, FusionAndRefiner]:
     """Returns the implementations, all with the same weights."""
     torch.manual_seed(0)
-    config = AVEClipConfig(use_encoders=False, visual_feature_type="pooled", hidden_size=hidden_size, dropout=0.0)
+    config = paper_network(visual_feature_type="pooled", hidden_size=hidden_size, dropout=0.0)
     localizer = AVEClipForLocalization(config)
     modules = localizer.fusion, localizer.refiner
     loops = {

@@ -10,10 +10,10 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from fusion import BlockByBlockFusion
+from fusion import BlockByBlockFusion, paper_network
 from timing import REFERENCE, finish, interleaved, parse, parser_for
 
-from ave_clip import AVEClipConfig, AVEClipForLocalization
+from ave_clip import AVEClipForLocalization
 from ave_clip.core.categories import labels_with_background
 from ave_clip.programs import program
 
@@ -33,7 +33,7 @@ def build_localizer(args: argparse.Namespace, visual_feature_type: str) -> AVECl
     torch.manual_seed(0)
     names = labels_with_background(map(str, range(NUM_LABELS - 1)))
     options = {"visual_feature_type": visual_feature_type, "hidden_size": args.hidden_size, "id2label": names}
-    return AVEClipForLocalization(AVEClipConfig(use_encoders=False, **options)).eval()
+    return AVEClipForLocalization(paper_network(**options)).eval()
 
 
 def random_features(localizer: AVEClipForLocalization) -> dict[str, torch.Tensor]:

@@ -95,7 +95,7 @@ def test_points_with_an_unknown_label_or_in_padding_do_not_count():
     labels[1, 9:] = -100
     mask = torch.ones(2, 13, dtype=torch.bool)
     mask[1, 9:] = False
-    events = {"event_spans": torch.tensor([[[1.5, 6.2]], [[0.4, 5.8]]]), "event_labels": torch.tensor([[0], [2]])}
+    events = {"event_spans": torch.tensor([[[1.5, 6.2]], [[0.4, 5.8]]]), "event_classes": torch.tensor([[0], [2]])}
     inputs = features()
     expected = model(**inputs, segment_mask=mask, labels=labels, **events)
     for values in inputs.values():
@@ -125,7 +125,7 @@ def test_the_head_learns_fractional_times_and_is_saved(tmp_path):
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(70):
-        output = model(**inputs, labels=labels, event_spans=spans, event_labels=classes)
+        output = model(**inputs, labels=labels, event_spans=spans, event_classes=classes)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
@@ -181,14 +181,14 @@ def test_wrong_configurations_are_refused(fields, message):
 def test_missing_events_are_refused():
     model = tiny_localizer(**ON_FEATURES, **HEAD)
     labels = torch.zeros(2, 13, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match="pass `event_spans` and `event_labels` together with `labels`"):
+    with pytest.raises(ValueError, match="pass `event_spans` and `event_classes` together with `labels`"):
         model(**features(), labels=labels)
     with pytest.raises(ValueError, match=r"got \(2, 1, 3\) and \(2, 1\)"):
         model(
             **features(),
             labels=labels,
             event_spans=torch.zeros(2, 1, 3),
-            event_labels=torch.zeros(2, 1, dtype=torch.long),
+            event_classes=torch.zeros(2, 1, dtype=torch.long),
         )
 
 

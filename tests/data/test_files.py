@@ -101,9 +101,6 @@ def test_the_previous_folder_is_restored_when_the_new_one_cannot_replace_it(tmp_
 WRITES = """
 import signal, sys, time
 sys.argv[0] = "ave-clip"  # such a process imports no torch at the start
-# A shell lets programs in the background ignore SIGINT, and `nohup` SIGHUP; the tests may run in both.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from ave_clip.files import atomic_file, new_folder
 from ave_clip.programs import program
 how, target = sys.argv[1:]

@@ -157,7 +157,7 @@ def test_a_built_in_model_asks_no_hub(script, work, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", lambda *args, **kwargs: pytest.fail("asked"))
     arguments = ["--model", "ave-clip-tiny", "--data_dir", str(work / "clips"), "--output_dir", str(tmp_path / "out")]
     args = script.parse_args([*arguments, "--cpu"])
-    _, _, model = script.build_encoder(args, load_ave(work / "clips"))
+    _, _, model, _ = script.build_encoder(args, load_ave(work / "clips"))
     assert model["name"] == "ave-clip-tiny" and model["revision"] is None
 
 
@@ -355,7 +355,7 @@ def test_a_value_that_its_dtype_cannot_hold_stops_the_run(script, value):
 def test_lower_precision_of_the_encoder_is_another_setting(script, work, features):
     args = script.parse_args(arguments(work, features))
     data = load_ave(work / "clips")
-    localizer, processor, _ = script.build_encoder(args, data)
+    localizer, processor, *_ = script.build_encoder(args, data)
     settings = script.describe_settings(args, localizer, processor, "bf16")
     writer, _ = script.open_splits(args, data, settings, processor)["train"]
     with pytest.raises(FeatureStoreError, match="mixed_precision 'no' there, 'bf16' now"):
@@ -383,7 +383,7 @@ def test_a_split_that_the_data_set_does_not_have_is_named(script, work, tmp_path
 def test_frames_travel_as_bytes(script, work):
     args = script.parse_args(arguments(work, work / "unused"))
     data = load_ave(work / "clips")
-    localizer, processor, _ = script.build_encoder(args, data)
+    localizer, processor, *_ = script.build_encoder(args, data)
     settings = script.describe_settings(args, localizer, processor, "no")
     splits = script.open_splits(args, data, settings, processor)
     (clip, *_) = script.build_dataloader(args, splits, [("test", 0)], False)

@@ -108,12 +108,12 @@ def test_windows_have_the_exact_times_of_their_events():
     events = [{"label": 1, "start": 2.3, "end": 9.75}, {"label": 0, "start": 0.5, "end": 1.75}]
     clips.truth = {0: {"events": []}, 1: {"events": events}, 2: {"events": events}}
     windows = ClipWindows(clips, 5, segment_seconds=0.5)
-    assert not len(windows[0]["event_labels"])
+    assert not len(windows[0]["event_classes"])
     row = windows[windows.places.index((1, 3))]  # from 1.5 to 4 s: both events are cut
     torch.testing.assert_close(row["event_spans"], torch.tensor([[1.6, 5.0], [0.0, 0.5]]))
-    assert row["event_labels"].tolist() == [1, 0]
+    assert row["event_classes"].tolist() == [1, 0]
     batch = collate_rows([windows[0], row])
-    assert batch["event_labels"].tolist() == [[-100, -100], [1, 0]]
+    assert batch["event_classes"].tolist() == [[-100, -100], [1, 0]]
     assert batch["event_spans"].shape == (2, 2, 2)
 
 

@@ -26,7 +26,7 @@ def boundary_loss(
     logits: torch.Tensor,
     spans: torch.Tensor,
     event_spans: torch.Tensor,
-    event_labels: torch.Tensor,
+    event_classes: torch.Tensor,
     labels: torch.Tensor,
     num_levels: int,
 ) -> torch.Tensor:
@@ -38,15 +38,15 @@ def boundary_loss(
         logits (`torch.Tensor` of shape `(batch_size, num_points, num_labels)`), spans (`torch.Tensor` of shape
             `(batch_size, num_points, num_labels, 2)`): Results of [`AVEClipBoundaryHead`].
         event_spans (`torch.Tensor` of shape `(batch_size, num_events, 2)`): Start and end of the events in segments.
-        event_labels (`torch.LongTensor` of shape `(batch_size, num_events)`): Their classes; -100 is padding.
+        event_classes (`torch.LongTensor` of shape `(batch_size, num_events)`): Their classes; -100 is padding.
         labels (`torch.LongTensor` of shape `(batch_size, num_segments, num_labels)`): Labels of the segments; points
             whose label is unknown (-100) are not counted.
         num_levels (`int`): Levels of the pyramid.
     """
-    event_spans, event_labels = event_spans.to(logits.device), event_labels.to(logits.device)
+    event_spans, event_classes = event_spans.to(logits.device), event_classes.to(logits.device)
     num_points = [len(labels[0, :: 2**level]) for level in range(num_levels)]
     is_known = torch.cat([labels[:, :: 2**level] != IGNORED_LABEL for level in range(num_levels)], dim=1)
-    has_event, targets = assign_events(num_points, event_spans, event_labels, logits.shape[-1])
+    has_event, targets = assign_events(num_points, event_spans, event_classes, logits.shape[-1])
     has_event = has_event & is_known
     focal = _focal_loss(logits, has_event.float())
     number = has_event.sum().clamp(min=1)
@@ -55,24 +55,24 @@ def boundary_loss(
 
 
 def checked_events(
-    event_spans: torch.Tensor | None, event_labels: torch.Tensor | None, batch_size: int
+    event_spans: torch.Tensor | None, event_classes: torch.Tensor | None, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the exact times and the classes of events; raises `ValueError` if they are missing or misshapen."""
-    if event_spans is None or event_labels is None:
+    if event_spans is None or event_classes is None:
         raise ValueError(
             "A localizer with boundary_regression=True learns the exact times of events: pass `event_spans` and "
-            "`event_labels` together with `labels`, or configure boundary_regression=False."
+            "`event_classes` together with `labels`, or configure boundary_regression=False."
         )
-    if event_spans.shape != (*event_labels.shape, 2) or len(event_labels) != batch_size:
+    if event_spans.shape != (*event_classes.shape, 2) or len(event_classes) != batch_size:
         raise ValueError(
-            "`event_spans` must have the shape (batch, events, 2) and `event_labels` (batch, events) for a batch of "
-            f"{batch_size}, got {tuple(event_spans.shape)} and {tuple(event_labels.shape)}."
+            "`event_spans` must have the shape (batch, events, 2) and `event_classes` (batch, events) for a batch of "
+            f"{batch_size}, got {tuple(event_spans.shape)} and {tuple(event_classes.shape)}."
         )
-    return event_spans, event_labels
+    return event_spans, event_classes
 
 
 def assign_events(
-    num_points: list[int], event_spans: torch.Tensor, event_labels: torch.Tensor, num_classes: int
+    num_points: list[int], event_spans: torch.Tensor, event_classes: torch.Tensor, num_classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds the event of each point and class, as ActionFormer does (sec. 3.4).
 
@@ -82,7 +82,7 @@ def assign_events(
     Args:
         num_points (`list[int]`): Number of points of each level.
         event_spans (`torch.Tensor` of shape `(batch_size, num_events, 2)`): Start and end in segments.
-        event_labels (`torch.LongTensor` of shape `(batch_size, num_events)`): Classes; -100 is padding.
+        event_classes (`torch.LongTensor` of shape `(batch_size, num_events)`): Classes; -100 is padding.
         num_classes (`int`): Number of classes.
 
     Returns:
@@ -95,7 +95,7 @@ def assign_events(
     longest = torch.maximum(onset, offset)
     is_inside = (torch.minimum(onset, offset) > 0) & ((onset - offset).abs() / 2 <= radii)
     fits = is_inside & (longest > lowest) & (longest <= highest)
-    is_class = event_labels.unsqueeze(-1) == torch.arange(num_classes, device=event_labels.device)  # (B, E, C)
+    is_class = event_classes.unsqueeze(-1) == torch.arange(num_classes, device=event_classes.device)  # (B, E, C)
     fits = fits.unsqueeze(-1) & is_class.unsqueeze(1)  # (B, P, E, C)
     if not event_spans.shape[1]:
         empty = fits.new_zeros(fits.shape[0], fits.shape[1], num_classes)

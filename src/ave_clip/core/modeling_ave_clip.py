@@ -379,7 +379,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         segment_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         event_spans: torch.Tensor | None = None,
-        event_labels: torch.Tensor | None = None,
+        event_classes: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         **kwargs,
@@ -409,7 +409,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
             event_spans (`torch.FloatTensor` of shape `(batch_size, num_events, 2)`, *optional*):
                 Start and end of the events in segments, not rounded: needed together with `labels` if the model has
                 `boundary_regression`.
-            event_labels (`torch.LongTensor` of shape `(batch_size, num_events)`, *optional*):
+            event_classes (`torch.LongTensor` of shape `(batch_size, num_events)`, *optional*):
                 Class of each event; -100 is padding.
             output_attentions (`bool`, *optional*):
                 Whether to return `visual_attentions`, `temporal_attentions` and `feature_attentions`.
@@ -438,7 +438,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         if self.boundary_head is not None and hidden is not None:
             output.proposal_logits, output.proposal_spans = self.propose(hidden, segment_mask)
         if labels is not None and self.boundary_head is not None:
-            losses |= self._boundary_losses(output, labels, segment_mask, event_spans, event_labels, losses["loss"])
+            losses |= self._boundary_losses(output, labels, segment_mask, event_spans, event_classes, losses["loss"])
         # A new object, because the entries of a ModelOutput keep the order in which they were set.
         return AVEClipLocalizationOutput(
             **losses,

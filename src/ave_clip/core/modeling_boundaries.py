@@ -131,11 +131,11 @@ class BoundaryMixin:
         labels: torch.Tensor,
         segment_mask: torch.Tensor | None,
         event_spans: torch.Tensor | None,
-        event_labels: torch.Tensor | None,
+        event_classes: torch.Tensor | None,
         loss: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Returns the loss of the boundary head, and its sum with that of the other heads."""
-        events = checked_events(event_spans, event_labels, len(labels))
+        events = checked_events(event_spans, event_classes, len(labels))
         assert output.proposal_logits is not None and output.proposal_spans is not None
         labels = labels.to(output.logits.device, torch.long)
         if segment_mask is not None:

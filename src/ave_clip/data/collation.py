@@ -30,7 +30,7 @@ def collate_rows(
         `(batch_size, num_segments)`, `labels` `(batch_size, num_segments)`, or `(batch_size,)` with `video_level`, and
         `rows` `(batch_size,)`, the numbers of the rows if they have one. With several labels per segment, `labels`
         have a last axis of classes. For windows of long videos, `first` `(batch_size,)`, the first segment of each.
-        Rows with exact times of events give `event_spans` `(batch_size, num_events, 2)` and `event_labels`
+        Rows with exact times of events give `event_spans` `(batch_size, num_events, 2)` and `event_classes`
         `(batch_size, num_events)`, -100 at padding.
 
     Raises:
@@ -63,7 +63,7 @@ def collate_rows(
     if all("event_spans" in row for row in rows):
         number = max(len(row["event_spans"]) for row in rows)
         batch["event_spans"] = torch.stack([fit_length(row["event_spans"], number) for row in rows])
-        batch["event_labels"] = torch.stack([fit_length(row["event_labels"], number, IGNORED_LABEL) for row in rows])
+        batch["event_classes"] = torch.stack([fit_length(row["event_classes"], number, IGNORED_LABEL) for row in rows])
     return batch
 
 

@@ -88,7 +88,7 @@ class ClipWindows(Dataset):
         if events is None and (torch.as_tensor(row["labels"]) != IGNORED_LABEL).any():
             raise SplitError(f"Row {int(row['row'])} has labels, but its events are not known. {NEEDS_EVENTS}")
         spans, labels = window_events(events or [], first, len(row["labels"]), self.segment_seconds)
-        return {**row, "event_spans": spans, "event_labels": labels}
+        return {**row, "event_spans": spans, "event_classes": labels}
 
 
 def window_events(
@@ -102,7 +102,7 @@ def window_events(
         segment_seconds (`float`): Length of a segment.
 
     Returns:
-        `event_spans` `(num_events, 2)`, float32, and `event_labels` `(num_events,)`.
+        `event_spans` `(num_events, 2)`, float32, and `event_classes` `(num_events,)`.
 
     >>> window_events([{"label": 3, "start": 1.5, "end": 9.0}, {"label": 0, "start": 0.0, "end": 1.0}], 1, 4, 1.0)
     (tensor([[0.5000, 4.0000]]), tensor([3]))
