@@ -196,9 +196,10 @@ def group_numbers(args: argparse.Namespace, source: Source, rows: Sequence[int])
     if not args.groups:
         return list(rows)
     folder = source.arguments["features_dir"]
-    names: Any = groups_of_test(folder, args.groups)
-    if args.folds:
-        names = FoldSplits(folder, f"1/{args.folds}", args.groups).group_of
+    if args.folds:  # the features may have a single split
+        names: Any = FoldSplits(folder, f"1/{args.folds}", args.groups).group_of
+    else:
+        names = groups_of_test(folder, args.groups)
     numbers = {name: number for number, name in enumerate(sorted({names[row] for row in rows}))}
     return [numbers[names[row]] for row in rows]
 

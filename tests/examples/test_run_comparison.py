@@ -210,6 +210,16 @@ def test_one_command_gives_one_table_and_trains_only_what_is_missing(comparison,
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_folds_need_no_test_split(comparison, arguments, store, train_here, tmp_path):
+    shutil.copytree(store / "train", tmp_path / "features" / "train")
+    (tmp_path / "groups.csv").write_text(
+        "split,row,group\n" + "".join(f"train,{row},{row % 3}\n" for row in range(12))
+    )
+    data = ["--data", str(tmp_path / "features"), "--groups", str(tmp_path / "groups.csv"), "--folds", "3"]
+    content = comparison.main([*arguments, *data, "--models", "bilstm", "--output_dir", str(tmp_path / "out")])
+    assert (content["test_clips"]["num_videos"], content["num_groups"]) == (12, 3)
+
+
 def test_a_network_that_fails_is_listed_and_the_others_are_measured(comparison, arguments, train_here, tmp_path):
     settings = tmp_path / "settings.yaml"
     # A field that only AVE-CLIP has: the rival is refused with its name.
