@@ -45,19 +45,14 @@ from ave_clip.core.events import decoders_of
 from ave_clip.core.label_space import LabelSpace
 from ave_clip.core.losses import IGNORED_LABEL
 from ave_clip.data import generate_synthetic_ave
-from ave_clip.data.h5 import AUDIO_FILE, VISUAL_FILE
 from ave_clip.data.synthetic.clips import GENERATOR_VERSION
 from ave_clip.programs import program, start_logging
-from ave_clip.rivals import RIVALS, RivalConfig
 from ave_clip.training.arguments import (
-    add_data_argument,
     add_run_arguments,
-    add_video_arguments,
     build_accelerator,
     describe_run,
     parse_arguments,
     parse_overrides,
-    video_options,
     write_json,
 )
 from ave_clip.training.averaging import ExponentialAverage
@@ -69,30 +64,32 @@ from ave_clip.training.checkpoints import (
     save_checkpoint,
     towers_fingerprint,
 )
-from ave_clip.training.class_weights import CLASS_WEIGHTINGS, set_class_weights
-from ave_clip.training.clip_windows import DEFAULT_WINDOW, ClipWindows, truth_of
+from ave_clip.training.class_weights import CLASS_WEIGHTINGS
+from ave_clip.training.clip_windows import truth_of
 from ave_clip.training.dropout import KeyedDropout, use_keyed_dropout
-from ave_clip.training.feature_augmentation import ChangedFeatures, add_augmentation_arguments, change_features
+from ave_clip.training.feature_augmentation import ChangedFeatures, add_augmentation_arguments
 from ave_clip.training.feature_statistics import fit_feature_norms
-from ave_clip.training.folds import FoldSplits
+from ave_clip.training.localizer_data import (
+    add_source_arguments,
+    build_loaders,
+    check_source_arguments,
+    open_source,
+    open_vocabulary,
+    window_size,
+)
 from ave_clip.training.metrics import segment_accuracy
 from ave_clip.training.multi_label_evaluation import validation_segment_map
-from ave_clip.training.networks import build_network, parse_network
-from ave_clip.training.open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
+from ave_clip.training.networks import build_network, network_config
+from ave_clip.training.open_vocabulary import Vocabulary
 from ave_clip.training.prediction import SplitPredictions, predict_clips, save_predictions
 from ave_clip.training.run_state import STATE_FOLDER, RunState, add_resume_arguments, check_output, run_settings
-from ave_clip.training.sampling import GlobalBatchSampler
 from ave_clip.training.seen_unseen import measure_seen_unseen
 from ave_clip.training.splits import (
     FeatureSplits,
     H5Splits,
     ReadableBatches,
-    SplitError,
     VideoSplits,
     build_prediction_loader,
-    build_train_loader,
-    check_whole_videos,
-    choose_clips,
 )
 from ave_clip.training.tracking import add_tracking_arguments, build_trackers, start_trackers
 
@@ -101,7 +98,6 @@ SYNTHETIC_FOLDER = Path.home() / ".cache" / "ave_clip" / f"synthetic-{GENERATOR_
 NUM_SYNTHETIC = 400
 # By which measure of the validation split the best epoch is chosen.
 SELECTION = {SINGLE_LABEL: "validation_accuracy", MULTI_LABEL: "validation_segment_map"}
-LONGEST_WEAK = 600  # segments of a video under weak supervision, which learns from whole videos, unless configured
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Compared by content, so that a run can be resumed after they were moved.
 PATHS = ("model", "features_dir", "h5_dir", "annotations_dir", "audio_file", "visual_file", "data", "video_dir")
@@ -110,39 +106,15 @@ PATHS += ("groups",)
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data").add_mutually_exclusive_group()
-    data.add_argument(
-        "--features_dir", help="Output of stage 2. Default without this and the next two: synthetic clips."
-    )
-    data.add_argument("--h5_dir", help="Folder of h5 features of previous work; needs no --model.")
-    add_data_argument(data)
+    add_source_arguments(parser)
     parser.add_argument("--model", default="ave-clip-tiny", help="AudioCLIP, or a localizer for its towers.")
     parser.add_argument("--output_dir", default="localizer", help="Folder of the best localizer.")
-    add_video_arguments(parser)
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="default", help="The default network, or exactly the paper's."
     )
     parser.add_argument("--localizer", nargs="*", default=[], metavar="FIELD=VALUE", help="Fields of AVEClipConfig.")
-    parser.add_argument("--num_frames_per_segment", type=int, default=16, help="With --data: frames per segment.")
-    parser.add_argument(
-        "--annotations_dir", help="With --h5_dir: folder of Annotations.txt. Default: the same folder."
-    )
-    parser.add_argument("--audio_file", default=AUDIO_FILE, help="With --h5_dir.")
-    parser.add_argument("--visual_file", default=VISUAL_FILE, help="With --h5_dir.")
     parser.add_argument("--network", help="Train this network of `run_comparison.py` on features, without --model.")
-    parser.add_argument("--fold", metavar="K/N", help="With --features_dir: one fold of a cross-validation.")
-    parser.add_argument("--groups", help="With --fold: CSV of split, row, group; a group is never divided.")
     parser.add_argument("--blank_modality", choices=("audio", "video"), help="Set one modality's features to zero.")
-    parser.add_argument(
-        "--open_vocabulary", action="store_true", help="Compare segments with the label embeddings of stage 2."
-    )
-    parser.add_argument(
-        "--unseen_labels",
-        nargs="+",
-        metavar="LABEL",
-        help="With --open_vocabulary: classes to hold out of training. Default: those that the data set names.",
-    )
-    parser.add_argument("--max_train_clips", type=int, help="Train on a seeded subset of this many clips.")
     add_training_arguments(parser)
     add_augmentation_arguments(parser)
     add_resume_arguments(parser)
@@ -150,20 +122,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_hub_arguments(parser)
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
-    if sum(path is not None for path in (args.features_dir, args.h5_dir, args.data)) > 1:
-        parser.error(
-            "pass one of --features_dir (stage 2), --h5_dir (features of previous work) and --data (raw clips)"
-        )
-    if args.unseen_labels and not args.open_vocabulary:
-        parser.error("--unseen_labels can be found by an open vocabulary only: add --open_vocabulary")
-    if args.open_vocabulary and not args.features_dir:
-        parser.error("--open_vocabulary needs --features_dir: stage 2 stores the embeddings of the class names there")
+    check_source_arguments(parser, args)
     if args.network and not (args.features_dir or args.h5_dir):
         parser.error("--network is trained on features: pass --features_dir or --h5_dir")
     if args.network and (args.push_to_hub or args.open_vocabulary):
         parser.error("--network is for comparisons: leave --push_to_hub and --open_vocabulary out")
-    if (args.fold and not args.features_dir) or (args.groups and not args.fold):
-        parser.error("--fold needs --features_dir, and --groups needs --fold")
     for name in ("num_epochs", "batch_size", "patience", "max_steps", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -214,36 +177,16 @@ def use_synthetic_features(args: argparse.Namespace, accelerator: Accelerator) -
 
 
 def localizer_fields(args: argparse.Namespace) -> dict[str, object]:
-    """Return the fields of `AVEClipConfig` that the arguments set."""
+    """Return the fields of the network's configuration that the arguments set."""
+    if args.network:
+        return parse_overrides(args.localizer, network_config(args.network))
     return {**PRESETS[args.preset], **parse_overrides(args.localizer, AVEClipConfig)}
-
-
-def open_source(args: argparse.Namespace) -> FeatureSplits | H5Splits | VideoSplits:
-    """Open the training data that the arguments name."""
-    if args.h5_dir:
-        files = {"audio_file": args.audio_file, "visual_file": args.visual_file}
-        weak = localizer_fields(args).get("supervision") == "weak"
-        return H5Splits(args.h5_dir, weak, annotations_dir=args.annotations_dir, **files)
-    if args.fold:
-        return FoldSplits(args.features_dir, args.fold, args.groups)
-    return VideoSplits(args.data, **video_options(args)) if args.data else FeatureSplits(args.features_dir)
-
-
-def open_vocabulary(args: argparse.Namespace, source) -> Vocabulary | None:
-    """Read the embeddings of the classes and which of them are unseen; `None` without `--open_vocabulary`."""
-    if not args.open_vocabulary:
-        return None
-    names = LabelSpace(tuple(source.id2label.values()), source.problem_type).event_names
-    embeddings = load_label_embeddings(args.features_dir, names, source.manifest["encoder_fingerprint"])
-    unseen = source.manifest.get("unseen_labels", ()) if args.unseen_labels is None else args.unseen_labels
-    return Vocabulary(names, embeddings, check_unseen(unseen, names))
 
 
 def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: Vocabulary | None):
     """Build the localizer on the frozen towers of `--model` and its processor; h5 features need no towers."""
     if args.network:
-        config_class = RivalConfig if parse_network(args.network)[0] in RIVALS else AVEClipConfig
-        return build_network(args.network, source, parse_overrides(args.localizer, config_class)), None
+        return build_network(args.network, source, localizer_fields(args)), None
     overrides = {**source.overrides, **localizer_fields(args)}
     if vocabulary is not None:
         overrides["label_embedding_size"] = vocabulary.embeddings.shape[1]
@@ -258,41 +201,6 @@ def build_localizer_and_processor(args: argparse.Namespace, source, vocabulary: 
     if isinstance(source, VideoSplits):
         source.processor = processor
     return localizer, processor
-
-
-def build_dataloaders(
-    args, accelerator: Accelerator, source, config: AVEClipConfig, vocabulary: Vocabulary | None = None
-) -> tuple[DataLoader, DataLoader]:
-    """Build the loaders of the training and the validation split, each with this process's part."""
-    is_weak = config.supervision == "weak"
-    splits = {split: source.open(split) for split in ("train", "validation")}
-    for split, clips in splits.items():
-        if clips is None or not len(clips):
-            raise SplitError(
-                f"There is no {split} split, which training needs. Check the data arguments; of data without splits, "
-                "--split_fractions 0.8 0.1 0.1 makes them."
-            )
-    if vocabulary is not None:
-        splits = {split: vocabulary.seen_clips(clips, split) for split, clips in splits.items()}
-    chosen = choose_clips(splits["train"], args.max_train_clips, args.seed)
-    if args.class_weighting is not None:
-        set_class_weights(config, chosen, args.class_weighting)
-    size = window_size(config)
-    if is_weak:
-        size = check_whole_videos(chosen, "train", config.max_segments or LONGEST_WEAK)
-    seconds = segment_seconds_of(source) if config.boundary_regression else None  # then windows come with their events
-    windows = ClipWindows(chosen, size, args.seed, seconds)
-    clips = change_features(args, windows, config)
-    process = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    sampler = GlobalBatchSampler(len(clips), args.batch_size, seed=args.seed, **process)
-    train = build_train_loader(clips, sampler, is_weak, args.num_workers)
-    options = {**process, "max_segments": window_size(config)}
-    return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
-
-
-def window_size(config: AVEClipConfig) -> int:
-    """Return the largest number of segments that are trained or predicted at once, so that memory is bounded."""
-    return config.max_segments or DEFAULT_WINDOW
 
 
 @dataclass
@@ -479,7 +387,7 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict,
             loaders[split] = build_prediction_loader(clips, run.args.batch_size, run.args.num_workers, **process)
     predictions = {split: evaluate(run, loader) for split, loader in loaders.items()}
     shortest, decoders = [model.config.min_event_segments], decoders_of(model.config.problem_type)
-    options = {"names": LabelSpace.of(model.config).event_names, "segment_seconds": segment_seconds_of(source)}
+    options = {"names": LabelSpace.of(model.config).event_names, "segment_seconds": source.segment_seconds}
     options["unseen"] = run.vocabulary.unseen if run.vocabulary is not None else ()
     results = {
         split: measure_seen_unseen(found, decoders, shortest, **options) for split, found in predictions.items()
@@ -489,13 +397,6 @@ def measure(run: Run, source, validation_loader: ReadableBatches) -> tuple[dict,
         for split, loader in loaders.items()
     }
     return results, predictions
-
-
-def segment_seconds_of(source: FeatureSplits | H5Splits | VideoSplits) -> float:
-    """Return the length of a segment; those of h5 files are the seconds of AVE."""
-    if isinstance(source, FeatureSplits):
-        return source.manifest["segment_seconds"]
-    return source.processor.video_processor.segment_seconds if isinstance(source, VideoSplits) else 1.0
 
 
 def write_results(run: Run, argv, results: dict, history: list, predictions: dict) -> None:
@@ -531,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     if not (args.features_dir or args.h5_dir or args.data):
         use_synthetic_features(args, accelerator)
     set_seed(args.seed)
-    source = open_source(args)
+    source = open_source(args, is_weak=localizer_fields(args).get("supervision") == "weak")
     vocabulary = open_vocabulary(args, source)
     localizer, processor = build_localizer_and_processor(args, source, vocabulary)
     towers = towers_fingerprint(localizer) if localizer.config.use_encoders else None
@@ -539,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         source.expect(localizer.config, towers)
     if vocabulary is not None:
         vocabulary.use_seen(localizer)
-    train_loader, validation_loader = build_dataloaders(args, accelerator, source, localizer.config, vocabulary)
+    train_loader, validation_loader = build_loaders(args, accelerator, source, localizer.config, vocabulary)
     if isinstance(localizer, AVEClipForLocalization):
         clips = train_loader.dataset
         fit_feature_norms(localizer, clips.windows if isinstance(clips, ChangedFeatures) else clips, args.seed)

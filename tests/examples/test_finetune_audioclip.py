@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ave_clip import AudioCLIPFeatureExtractor, AudioCLIPModel
 from ave_clip.data import generate_synthetic_ave, load_ave
 from ave_clip.training.checkpoints import CheckpointError
 from ave_clip.training.run_state import RunStateError
+from tests.helpers.failures import full_disk_at_the_second_state
 from tests.helpers.models import tiny_audioclip_config
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_audioclip.py"
@@ -315,21 +315,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_finished(
     assert math.isfinite(script.main(arguments(work, tmp_path, *more))["validation_loss"])
 
 
-def test_a_full_disk_in_the_second_epoch_keeps_the_best_model_and_the_state(
-    script, work, trained, tmp_path, monkeypatch
-):
-    save_state, calls = Accelerator.save_state, []
-
-    def fail_at_the_second(self, *args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save_state(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "save_state", fail_at_the_second)
-        with pytest.raises(RunStateError, match=r"No space left.*is kept: free space and pass --resume"):
-            script.main(arguments(work, tmp_path))
+def test_a_full_disk_in_the_second_epoch_keeps_the_best_model_and_the_state(script, work, trained, tmp_path):
+    message = "No space left.*is kept: free space and pass --resume"
+    with full_disk_at_the_second_state(), pytest.raises(RunStateError, match=message):
+        script.main(arguments(work, tmp_path))
     AudioCLIPModel.from_pretrained(tmp_path)
     assert script.main(arguments(work, tmp_path, "--resume")) == trained
 

@@ -8,7 +8,6 @@ import extract_features
 import finetune_audioclip as stage1
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ave_clip import AVEClipConfig
@@ -18,6 +17,7 @@ from ave_clip.data import generate_synthetic_ave
 from ave_clip.training.checkpoints import load_shared_encoder
 from ave_clip.training.run_state import RunStateError
 from tests.helpers.encoders import SAVERS
+from tests.helpers.failures import full_disk_at_the_second_state
 from tests.helpers.models import tiny_audioclip_config
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="PE-AV needs timm")
@@ -87,19 +87,9 @@ def test_the_folder_serves_stage_2_and_the_search_in_the_other_modality(work, tr
 
 
 @needs_timm
-def test_a_stopped_run_resumes_to_the_same_weights(work, trained, tmp_path, monkeypatch):
-    save_state, calls = Accelerator.save_state, []
-
-    def fail_at_the_second(self, *args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save_state(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "save_state", fail_at_the_second)
-        with pytest.raises(RunStateError, match="No space left"):
-            stage1.main(arguments(work, tmp_path))
+def test_a_stopped_run_resumes_to_the_same_weights(work, trained, tmp_path):
+    with full_disk_at_the_second_state(), pytest.raises(RunStateError, match="No space left"):
+        stage1.main(arguments(work, tmp_path))
     stage1.main(arguments(work, tmp_path, "--resume"))
     expected = load_file(trained / "model.safetensors")
     for name, tensor in load_file(tmp_path / "model.safetensors").items():

@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
@@ -25,6 +24,7 @@ from ave_clip.training.features import FeatureStore, FeatureStoreError
 from ave_clip.training.run_state import RunStateError
 from ave_clip.training.splits import SplitError
 from tests.helpers.ave_files import PeakMemory
+from tests.helpers.failures import full_disk_at_the_second_state
 
 AUDIOCLIP = {
     "model_type": "audioclip",
@@ -372,20 +372,11 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_rows_and_keeps_wha
     assert_same_weights(tmp_path / "out", tmp_path / "clean")
 
 
-def test_a_run_that_stopped_at_a_full_disk_goes_on_to_the_same_weights(script, tmp_path, monkeypatch):
+def test_a_run_that_stopped_at_a_full_disk_resumes_to_the_same_weights(script, tmp_path):
     folder = write_h5(tmp_path / "h5")
-    save_state, calls = Accelerator.save_state, []
-
-    def fail_at_the_second_state(self, *args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save_state(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "save_state", fail_at_the_second_state)
-        with pytest.raises(RunStateError, match=r"No space left.*state-000000 is kept: free space and pass"):
-            script.main(arguments(folder, tmp_path / "out", source="h5"))
+    message = "No space left.*state-000000 is kept: free space and pass"
+    with full_disk_at_the_second_state(), pytest.raises(RunStateError, match=message):
+        script.main(arguments(folder, tmp_path / "out", source="h5"))
     AVEClipForLocalization.from_pretrained(tmp_path / "out")
     script.main(arguments(folder, tmp_path / "out", "--resume", source="h5"))
     script.main(arguments(folder, tmp_path / "whole", source="h5"))

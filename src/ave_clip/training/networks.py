@@ -6,16 +6,18 @@ A name may be followed by fields of the network's configuration: `ave-clip:input
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.configuration_ave_clip import AVEClipConfig
+from ..core.configuration_ave_clip import PRESETS, AVEClipConfig
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..rivals import RIVALS, Rival, RivalConfig, build_rival
 from .arguments import parse_overrides
 from .splits import FeatureSplits, H5Splits, SplitError
 
-# Configurations of AVE-CLIP by name.
-PRESETS = {"ave-clip": AVEClipConfig, "ave-clip-paper": AVEClipConfig.paper}
-NETWORKS: tuple[str, ...] = (*PRESETS, *RIVALS)
-_TITLES = {"ave-clip": "AVE-CLIP, default", "ave-clip-paper": "AVE-CLIP, paper preset"}
+# Preset and title of each network of this package.
+_AVE_CLIP = {
+    "ave-clip": ("default", "AVE-CLIP, default"),
+    "ave-clip-paper": ("paper", "AVE-CLIP, paper preset"),
+}
+NETWORKS: tuple[str, ...] = (*_AVE_CLIP, *RIVALS)
 
 
 def parse_network(text: str) -> tuple[str, dict[str, Any]]:
@@ -27,13 +29,23 @@ def parse_network(text: str) -> tuple[str, dict[str, Any]]:
     name, *fields = text.split(":")
     if name not in NETWORKS:
         raise ValueError(f"There is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
-    return name, parse_overrides(fields, AVEClipConfig if name in PRESETS else RivalConfig)
+    return name, parse_overrides(fields, AVEClipConfig if name in _AVE_CLIP else RivalConfig)
+
+
+def network_config(text: str) -> type[AVEClipConfig] | type[RivalConfig]:
+    """Returns the class of a network's configuration.
+
+    Raises:
+        ValueError: As [`parse_network`].
+    """
+    name, _ = parse_network(text)
+    return AVEClipConfig if name in _AVE_CLIP else RivalConfig
 
 
 def network_title(text: str) -> str:
     """Returns the name of a network in tables."""
     name, _ = parse_network(text)
-    title = _TITLES.get(name) or RIVALS[name].title
+    title = _AVE_CLIP[name][1] if name in _AVE_CLIP else RIVALS[name].title
     return ", ".join([title, *text.split(":")[1:]])
 
 
@@ -59,9 +71,10 @@ def build_network(
     clip = clips[0]
     image, audio = clip["image_features"], clip["audio_features"]
     options: dict[str, Any] = {"image_feature_size": image.shape[-1], "audio_feature_size": audio.shape[-1]}
-    if name in PRESETS:
-        options = {**source.overrides, **options, "use_encoders": False, **overrides}
-        return AVEClipForLocalization(PRESETS[name](id2label=source.id2label, **options))
+    if name in _AVE_CLIP:
+        preset, _ = _AVE_CLIP[name]
+        options = {**PRESETS[preset], **source.overrides, **options, "use_encoders": False, **overrides}
+        return AVEClipForLocalization(AVEClipConfig(id2label=source.id2label, **options))
     options["num_locations"] = 1 if image.dim() == 2 else image.shape[1:-1].numel()
     if "problem_type" in source.overrides:
         options["problem_type"] = source.overrides["problem_type"]

@@ -65,6 +65,11 @@ class FeatureSplits:
         return {"visual_feature_type": self.manifest["visual_feature_type"], **_label_overrides(self.problem_type)}
 
     @property
+    def segment_seconds(self) -> float:
+        """Length of a segment."""
+        return self.manifest["segment_seconds"]
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the features and labels of all splits."""
         # The encoder is identified by its weights (`encoder_fingerprint`); its path does not matter.
@@ -124,6 +129,7 @@ class H5Splits:
     """
 
     problem_type = SINGLE_LABEL
+    segment_seconds = 1.0  # the segments of AVE
 
     def __init__(self, folder: str | os.PathLike, weak: bool = False, **options: Any):
         audio_file = options.setdefault("audio_file", AUDIO_FILE)
@@ -197,6 +203,15 @@ class VideoSplits:
         return _label_overrides(self.problem_type)
 
     @property
+    def segment_seconds(self) -> float:
+        """Length of a segment.
+
+        Raises:
+            ValueError: if `processor` is not set.
+        """
+        return self._reader("length of a segment is known").video_processor.segment_seconds
+
+    @property
     def fingerprint(self) -> str:
         """Hash of videos and labels."""
         return _hash({split: clips_fingerprint(examples) for split, examples in self.examples.items()})
@@ -215,9 +230,16 @@ class VideoSplits:
         if split not in self.examples or not len(self.examples[split]):
             return None
         check_labelled(split, self.examples[split])
+        reader = self._reader(f"{split} split is opened")
+        return LabelledClips(ClipReader(self.examples[split], reader), len(self.id2label) - 1)
+
+    def _reader(self, purpose: str) -> AVEClipProcessor:
         if self.processor is None:
-            raise ValueError(f"Set `processor` before the {split} split is opened: it reads the videos.")
-        return LabelledClips(ClipReader(self.examples[split], self.processor), len(self.id2label) - 1)
+            raise ValueError(f"Set `processor` before the {purpose}: it reads the videos.")
+        return self.processor
+
+
+Splits = FeatureSplits | H5Splits | VideoSplits
 
 
 class LabelledClips(Dataset):
@@ -370,7 +392,7 @@ def choose_clips(clips: Clips, number: int | None, seed: int) -> Clips:
 
 
 def build_train_loader(
-    clips: Clips, sampler: GlobalBatchSampler, video_level: bool = False, num_workers: int = 0
+    clips: Dataset, sampler: GlobalBatchSampler, video_level: bool = False, num_workers: int = 0
 ) -> DataLoader:
     """Builds the loader of this process's part of each batch; do not pass it to `accelerator.prepare`.
 
