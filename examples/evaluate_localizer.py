@@ -63,7 +63,7 @@ from ave_clip.training.evaluation import (
 from ave_clip.training.features import FeatureStore
 from ave_clip.training.metrics import summarize_runs
 from ave_clip.training.multi_label_evaluation import with_several_labels
-from ave_clip.training.open_vocabulary import check_unseen, has_open_vocabulary, set_data_labels
+from ave_clip.training.open_vocabulary import check_unseen, set_data_labels
 from ave_clip.training.prediction import SplitPredictions, predict_split
 from ave_clip.training.seen_unseen import measure_seen_unseen
 from ave_clip.training.splits import H5Splits, check_labelled, open_split
@@ -88,6 +88,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--output", help="JSON file for the results. Default: none.")
+    add_measure_arguments(parser)
+    parser.add_argument("--batch_size", type=int, default=4, help="Clips per process.")
+    parser.add_argument("--max_clips", type=int, help="Use only the first clips, for a trial run.")
+    add_video_arguments(parser, segment_seconds=False)
+    add_run_arguments(parser)
+    args = parse_arguments(parser, argv)
+    check_arguments(parser, args)
+    return args
+
+
+def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", choices=("text", "markdown"), default="text", help="Style of the printed table.")
     parser.add_argument(
         "--decoders",
@@ -125,11 +136,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_resamples", type=int, default=1000, help="Resamples of the bootstrap; 0 for no intervals."
     )
-    parser.add_argument("--batch_size", type=int, default=4, help="Clips per process.")
-    parser.add_argument("--max_clips", type=int, help="Use only the first clips, for a trial run.")
-    add_video_arguments(parser, segment_seconds=False)
-    add_run_arguments(parser)
-    args = parse_arguments(parser, argv)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if len(set(args.model)) < len(args.model):
         parser.error(f"--model contains a localizer twice: {args.model}")
     for name in ("batch_size", "max_clips"):
@@ -139,7 +148,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--min_event_segments are numbers of segments from 1, got {args.min_event_segments}")
     if args.event_threshold is not None and not 0 < args.event_threshold < 1:
         parser.error(f"--event_threshold is a probability between 0 and 1, got {args.event_threshold}")
-    return args
 
 
 def load_localizer(name: str) -> AVEClipForLocalization:
@@ -214,7 +222,7 @@ def open_clips(args: argparse.Namespace, name: str, localizer: AVEClipForLocaliz
         clips.check_labels()
         clips.check_encoder(towers_fingerprint(localizer))
         names = LabelSpace(tuple(clips.manifest["id2label"].values()), clips.problem_type).event_names
-        if has_open_vocabulary(localizer):
+        if localizer.takes_labels:
             set_data_labels(localizer, names, args.features_dir)
         check_categories(names, localizer)
         grid = {key: value for key, value in time_grid(name).items() if key in clips.manifest}
@@ -236,7 +244,7 @@ def open_videos(args: argparse.Namespace, name: str, localizer: AVEClipForLocali
         "segment_seconds": processor.video_processor.segment_seconds,
     }
     examples = open_split(args.data, args.split, **video_options(args, **labels))
-    if has_open_vocabulary(localizer):
+    if localizer.takes_labels:
         if args.label_encoder is not None:
             localizer.label_encoder = LabelEncoder.from_pretrained(args.label_encoder)
         set_data_labels(localizer, examples.features["category"].names, None)

@@ -1,8 +1,9 @@
 """Compare AVE-CLIP with networks of previous work on the same features, with the same budget, in one table.
 
 What it reads: features of stage 2 (`--data`, output of `extract_features.py`), or h5 files of previous work. With
-`--folds` all clips are divided anew, and over the folds each of them is tested once; `--groups` names the clips that
-belong together (same recording), which are then never divided, and over which the intervals are computed.
+`--folds` all clips are divided again, and over the folds each of them is tested once. `--groups` names the clips that
+belong together, such as those with the same recording: a group is always in one part, and the intervals are computed
+over groups.
 What it writes: `comparison.json`, `comparison.md` and `comparison.png`: accuracy, background recall and precision,
 event F1, the paired differences to the reference with intervals, parameters, training clips per second and memory. The
 epoch is chosen on validation clips; test clips are used once.
@@ -89,20 +90,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--synthetic_dir", help="Folder of the synthetic clips. Default: the user's cache.")
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
+    args.stage3_config = args.stage3_config or str(CONFIGS / f"{NAME}.yaml")
+    # The reference comes first, and each network is there once.
+    args.models = list(dict.fromkeys([args.reference, *args.models]))
+    check_arguments(parser, args)
+    return args
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in ("seeds", "processes", "num_epochs", "batch_size", "rounds", "min_event_segments"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.folds is not None and args.folds < 3:
         parser.error(f"--folds must be at least 3 (test, validation, training), got {args.folds}")
-    args.stage3_config = args.stage3_config or str(CONFIGS / f"{NAME}.yaml")
-    # The reference comes first, and each network is there once.
-    args.models = list(dict.fromkeys([args.reference, *args.models]))
     for name in args.models:
         try:
             parse_network(name)
         except ValueError as error:
             parser.error(str(error))
-    return args
 
 
 def open_data(args: argparse.Namespace) -> Source:

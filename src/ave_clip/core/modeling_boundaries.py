@@ -99,7 +99,10 @@ class AVEClipBoundaryHead(nn.Module):
 
 
 class BoundaryMixin:
-    """What a localizer with a boundary head does with it."""
+    """The part of [`AVEClipForLocalization`] that proposes events with exact times, and learns to.
+
+    A class of its own, so that the class of the localizer contains the steps of the paper only.
+    """
 
     config: AVEClipConfig
     boundary_head: AVEClipBoundaryHead | None

@@ -85,7 +85,10 @@ class AVEClipLabelClassifier(nn.Module):
 
 
 class OpenVocabularyMixin:
-    """Labels of a localizer that can be set: those of an open vocabulary."""
+    """The part of [`AVEClipForLocalization`] that sets the labels of an open vocabulary.
+
+    A class of its own, so that the class of the localizer contains the steps of the paper only.
+    """
 
     config: AVEClipConfig
     category_head: Any

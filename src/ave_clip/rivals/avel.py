@@ -41,8 +41,6 @@ class LocationGuidedAttention(AVEClipAudioGuidedVisualAttention):
 class _AVEL(Rival):
     """Attention, both BiLSTMs and the losses, which both versions share."""
 
-    source = "Tian et al., ECCV 2018; YapengTian/AVE-ECCV18"
-
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)
         width = config.hidden_size

@@ -121,7 +121,7 @@ class RivalScores:
 class Rival(AlignedPreTrainedModel):
     """A network of previous work on features: `score`, `full_loss` and `weak_loss` follow its paper.
 
-    Class attributes: `title`, for tables; `source`, the paper and the code that was read.
+    The class attribute `title` is its name in tables. The module of each rival names its paper and code.
     """
 
     config: RivalConfig
@@ -129,7 +129,6 @@ class Rival(AlignedPreTrainedModel):
     base_model_prefix = "rival"
     main_input_name = "image_features"
     title: ClassVar[str]
-    source: ClassVar[str]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keeps the weights that the constructors of the layers set, which the authors' code uses."""

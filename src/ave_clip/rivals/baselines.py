@@ -1,4 +1,7 @@
-"""Baselines without a paper of their own: one modality alone, or both concatenated, through a BiLSTM."""
+"""Baselines without a paper of their own: one modality alone, or both concatenated, through a BiLSTM.
+
+Audio only and video only are rows of Table 1 of the AVE-CLIP paper; the BiLSTM is that of AVEL.
+"""
 
 import torch
 from torch import nn
@@ -23,7 +26,6 @@ class AudioOnly(_LSTMRival):
     """A BiLSTM on the audio features."""
 
     title = "audio only"
-    source = "row of Table 1 of the AVE-CLIP paper; a BiLSTM as in AVEL"
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)
@@ -37,7 +39,6 @@ class VideoOnly(_LSTMRival):
     """A BiLSTM on the image features, averaged over the locations."""
 
     title = "video only"
-    source = "row of Table 1 of the AVE-CLIP paper; a BiLSTM as in AVEL"
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)
@@ -51,7 +52,6 @@ class ConcatenatedBiLSTM(_LSTMRival):
     """A BiLSTM on both features, concatenated; image features are averaged over the locations."""
 
     title = "BiLSTM"
-    source = "the simplest network that hears and sees"
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)

@@ -69,7 +69,6 @@ class CMBS(Rival):
     """
 
     title = "CMBS"
-    source = "Xia and Zhao, CVPR 2022; marmot-xy/CMBS"
     # alpha, beta and gamma of configs/main.json and configs/weak.json.
     gate_weights = {"full": 0.1, "weak": 0.2}
     self_weights = {"full": 0.4, "weak": 0.5}

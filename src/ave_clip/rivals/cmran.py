@@ -21,7 +21,6 @@ class CMRAN(Rival):
     """
 
     title = "CMRAN"
-    source = "Xu et al., ACM MM 2020; FloretCat/CMRAN"
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)

@@ -73,7 +73,6 @@ class PSP(Rival):
     """
 
     title = "PSP"
-    source = "Zhou et al., CVPR 2021; jasongief/PSP_CVPR_2021"
     pair_loss_weight = 100.0
     # Defaults of the two training scripts.
     thresholds = {"full": 0.099, "weak": 0.095}

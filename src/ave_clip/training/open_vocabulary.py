@@ -237,11 +237,6 @@ class SeenClips(Dataset):
         return torch.where(known, self.index[labels.where(known, torch.zeros_like(labels))], labels)
 
 
-def has_open_vocabulary(model: Any) -> bool:
-    """Whether a localizer's labels can be set."""
-    return getattr(model.config, "label_embedding_size", None) is not None
-
-
 def set_data_labels(model: AVEClipForLocalization, names: Sequence[str], folder: str | os.PathLike | None) -> None:
     """Gives a localizer with an open vocabulary the classes of a data set, also ones that were not trained.
 
