@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 from ave_clip import AudioCLIPModel, AudioCLIPProcessor, AVEClipForLocalization
 from ave_clip.core.encoders import encoder_for, shared_space_of
 from ave_clip.core.events import HEARD, SEEN
+from ave_clip.core.label_encoder import embed_texts
 from ave_clip.core.text import printable
 from ave_clip.core.video_io import read_video
 from ave_clip.programs import program
@@ -87,7 +88,6 @@ class Embedder:
             windows = torch.from_numpy(self.processor.prepare_windows(parts))
         return self.encoder.audio(windows.to(self.device)).pooled.mean(dim=0)
 
-    @torch.no_grad()
     def text(self, text: str, sense: str) -> torch.Tensor:
         """Return the embedding `(D,)` of a text for the comparison with what is `"seen"` or `"heard"`.
 
@@ -99,13 +99,8 @@ class Embedder:
             raise ValueError(
                 f"The query {text!r} is a text, but the tower of {self.source} for what is {sense} is a classifier."
             )
-        if self.is_audioclip:
-            tokens = self.processor(text=[text], return_tensors="pt")
-        else:
-            texts = [tower.templates[sense].replace("{}", text)]
-            tokens = self.processor.tokenize(texts, sense, **tower.text_options)
-            tokens.pop("token_type_ids", None)
-        return tower.text(tokens.to(self.device), sense)[0]
+        sentence = tower.templates[sense].replace("{}", text)
+        return embed_texts([sentence], sense, tower, self.processor)[0].to(self.device)
 
     def file(self, path: str) -> dict[str, torch.Tensor]:
         """Return the embeddings of a file: of its image, its audio, or both.

@@ -81,7 +81,14 @@ def training_step(network: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -
 
 def finished(step: Step, device: torch.device) -> Callable[[], object]:
     """Returns the step with a wait for the GPU, if there is one."""
-    return (lambda: (step(), torch.cuda.synchronize())) if device.type == "cuda" else step
+    if device.type != "cuda":
+        return step
+
+    def step_and_wait() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return step_and_wait
 
 
 def training_memory(network: torch.nn.Module, step: Step) -> int:

@@ -15,6 +15,7 @@ writes `parity.json`; `test_rival_parity.py` compares.
 import importlib.util
 import json
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,75 +154,110 @@ def load(path: Path, name: str, package: bool = False):
     return module
 
 
-def main(code: Path) -> None:
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # their code asks for a GPU everywhere
-    image, audio = parity_features()
-    labels = parity_labels()
-    flags = nn.functional.one_hot(labels, NUM_CLASSES).double()
-    video_flags = nn.functional.one_hot(torch.tensor(EVENT_CLASSES), NUM_CLASSES).double()
-    is_event, video = (labels != BACKGROUND).double(), torch.tensor(EVENT_CLASSES)
-    soft_margin, binary, cross = nn.MultiLabelSoftMarginLoss(), nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss()
-    found: dict[str, dict[str, torch.Tensor]] = {}
+@dataclass
+class Truth:
+    """Features and labels of the clips, in the forms that the authors' losses take."""
 
+    image: torch.Tensor
+    audio: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def flags(self) -> torch.Tensor:
+        return nn.functional.one_hot(self.labels, NUM_CLASSES).double()
+
+    @property
+    def is_event(self) -> torch.Tensor:
+        return (self.labels != BACKGROUND).double()
+
+    @property
+    def video(self) -> torch.Tensor:
+        return torch.tensor(EVENT_CLASSES)
+
+    @property
+    def video_flags(self) -> torch.Tensor:
+        return nn.functional.one_hot(self.video, NUM_CLASSES).double()
+
+
+Results = dict[str, dict[str, torch.Tensor]]
+soft_margin, binary, cross = nn.MultiLabelSoftMarginLoss(), nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss()
+
+
+def run_avel(code: Path, truth: Truth) -> Results:
+    found = {}
     for name, file, network, options in (
         ("avel-att-full", "models", "att_Net", ()),
         ("avel-full", "models_fusion", "TBMRF_Net", (1,)),
     ):
-        module = load(code / "AVEL" / f"{file}.py", f"avel_{file}")
+        module = load(code / f"{file}.py", f"avel_{file}")
         net = build(name, getattr(module, network), 128, 128, 512, NUM_CLASSES, *options)
         inputs_of_softmax = []  # they return its output
         net.L2.register_forward_hook(partial(keep_output, inputs_of_softmax))
-        loss = soft_margin(net(audio, image), flags)
+        loss = soft_margin(net(truth.audio, truth.image), truth.flags)
         found[name] = {"logits": inputs_of_softmax[0], "loss": loss}
-    module = load(code / "AVEL" / "models_weakly.py", "avel_weak")
-    probabilities, logits = build("avel-att-weak", module.att_Net, 128, 128, 512, NUM_CLASSES)(audio, image)
-    found["avel-att-weak"] = {"logits": logits, "loss": soft_margin(probabilities, video_flags)}
+    module = load(code / "models_weakly.py", "avel_weak")
+    net = build("avel-att-weak", module.att_Net, 128, 128, 512, NUM_CLASSES)
+    probabilities, logits = net(truth.audio, truth.image)
+    return {**found, "avel-att-weak": {"logits": logits, "loss": soft_margin(probabilities, truth.video_flags)}}
 
+
+def run_psp(code: Path, truth: Truth) -> Results:
     # measure.py also imports a function for the accuracy, which is not needed here.
     sys.modules.setdefault("sklearn.metrics", SimpleNamespace(accuracy_score=None))
-    measure = load(code / "PSP" / "measure.py", "psp_measure")
-    module = load(code / "PSP" / "fully_model.py", "psp_full")
-    _, logits, similarity = build("psp-full", module.psp_net, 128, 512, 128, NUM_CLASSES)(audio, image, 0.099)
-    pairs = measure.AVPSLoss(similarity, is_event / is_event.sum(dim=1, keepdim=True))
-    loss = cross(logits.permute(0, 2, 1), labels) + 100 * pairs
-    found["psp-full"] = {"logits": logits, "similarity": similarity, "loss": loss}
-    module = load(code / "PSP" / "weakly_model.py", "psp_weak")
-    average, logits = build("psp-weak", module.psp_net, 128, 512, 128, NUM_CLASSES)(audio, image, 0.095)
-    found["psp-weak"] = {"logits": logits, "loss": nn.BCELoss()(average, video_flags)}
+    measure = load(code / "measure.py", "psp_measure")
+    sizes = (128, 512, 128, NUM_CLASSES)
+    full = build("psp-full", load(code / "fully_model.py", "psp_full").psp_net, *sizes)
+    _, logits, similarity = full(truth.audio, truth.image, 0.099)
+    pairs = measure.AVPSLoss(similarity, truth.is_event / truth.is_event.sum(dim=1, keepdim=True))
+    loss = cross(logits.permute(0, 2, 1), truth.labels) + 100 * pairs
+    weak = build("psp-weak", load(code / "weakly_model.py", "psp_weak").psp_net, *sizes)
+    average, weak_logits = weak(truth.audio, truth.image, 0.095)
+    return {
+        "psp-full": {"logits": logits, "similarity": similarity, "loss": loss},
+        "psp-weak": {"logits": weak_logits, "loss": nn.BCELoss()(average, truth.video_flags)},
+    }
 
-    load(code / "CMRAN" / "model" / "__init__.py", "cmran", package=True)
-    module = load(code / "CMRAN" / "model" / "main_model.py", "cmran.main_model")
-    events, classes = build("cmran-full", module.supv_main_model)(image, audio)
+
+def run_cmran(code: Path, truth: Truth) -> Results:
+    load(code / "model" / "__init__.py", "cmran", package=True)
+    module = load(code / "model" / "main_model.py", "cmran.main_model")
+    events, classes = build("cmran-full", module.supv_main_model)(truth.image, truth.audio)
     events = events.squeeze(-1).T
-    found["cmran-full"] = {
-        "event_logits": events,
-        "class_logits": classes,
-        "loss": binary(events, is_event) + cross(classes, video),
-    }
-    events, classes, probabilities = build("cmran-weak", module.weak_main_model)(image, audio)
-    found["cmran-weak"] = {
-        "event_logits": events,
-        "class_logits": classes,
-        "loss": soft_margin(probabilities, video_flags),
-    }
+    loss = binary(events, truth.is_event) + cross(classes, truth.video)
+    full = {"event_logits": events, "class_logits": classes, "loss": loss}
+    events, classes, probabilities = build("cmran-weak", module.weak_main_model)(truth.image, truth.audio)
+    loss = soft_margin(probabilities, truth.video_flags)
+    return {"cmran-full": full, "cmran-weak": {"event_logits": events, "class_logits": classes, "loss": loss}}
 
-    load(code / "CMBS" / "model" / "__init__.py", "cmbs", package=True)
-    module = load(code / "CMBS" / "model" / "main_model.py", "cmbs.main_model")
+
+def run_cmbs(code: Path, truth: Truth) -> Results:
+    load(code / "model" / "__init__.py", "cmbs", package=True)
+    module = load(code / "model" / "main_model.py", "cmbs.main_model")
     settings = {
-        name: json.loads((code / "CMBS" / "configs" / f"{name}.json").read_text())["model"]
-        for name in ("main", "weak")
+        name: json.loads((code / "configs" / f"{name}.json").read_text())["model"] for name in ("main", "weak")
     }
     net = build("cmbs-full", module.supv_main_model, settings["main"])
-    events, classes, gate, agreement = net(image, audio)
+    events, classes, gate, agreement = net(truth.image, truth.audio)
     events, gate = events.squeeze(-1).T, gate.squeeze(-1).T
-    losses = binary(events, is_event) + binary(gate, is_event) + cross(classes, video) + cross(agreement, video)
-    names = {"event_logits": events, "class_logits": classes, "gate": gate, "agreement_logits": agreement}
-    found["cmbs-full"] = {**names, "loss": losses}
-    gate, classes, probabilities = build("cmbs-weak", module.weak_main_model, settings["weak"])(image, audio)
-    loss = soft_margin(probabilities, video_flags)
-    found["cmbs-weak"] = {"gate": gate, "class_logits": classes, "loss": loss}
+    loss = binary(events, truth.is_event) + binary(gate, truth.is_event)
+    loss = loss + cross(classes, truth.video) + cross(agreement, truth.video)
+    full = {"event_logits": events, "class_logits": classes, "gate": gate, "agreement_logits": agreement}
+    net = build("cmbs-weak", module.weak_main_model, settings["weak"])
+    gate, classes, probabilities = net(truth.image, truth.audio)
+    loss_weak = soft_margin(probabilities, truth.video_flags)
+    return {
+        "cmbs-full": {**full, "loss": loss},
+        "cmbs-weak": {"gate": gate, "class_logits": classes, "loss": loss_weak},
+    }
 
+
+def main(code: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # their code asks for a GPU everywhere
+    truth = Truth(*parity_features(), parity_labels())
+    found: Results = {}
+    for name, run in (("AVEL", run_avel), ("PSP", run_psp), ("CMRAN", run_cmran), ("CMBS", run_cmbs)):
+        found |= run(code / name, truth)
     content = {}
     for case, outputs in found.items():
         if "logits" in outputs:
