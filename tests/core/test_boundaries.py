@@ -140,7 +140,7 @@ def test_a_localizer_with_the_head_is_saved_and_loaded_bit_exactly(tmp_path):
 def test_post_processing_moves_events_to_the_proposals():
     logits = torch.full((1, 13, 3), -4.0)
     logits[0, 2:5, 0] = 4.0
-    # At each point the head proposes one event of the class "Bell", from 1.7 to 5.4.
+    # At each point and for each class, the head proposes an event from 1.7 to 5.4.
     spans = torch.tensor([1.7, 5.4]).expand(1, 13, 3, 2)
     outputs = {"logits": logits, "proposal_logits": torch.full((1, 13, 3), 2.0), "proposal_spans": spans}
     processor = tiny_processor(id2label=NAMES, problem_type="multi_label", min_event_segments=1)
