@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_options as option
+from .cli_live import check_live, run_live
 from .core.builtin_checkpoints import builtin_checkpoints, limits_of, resolve_checkpoint
 from .core.text import counted
 from .core.video_source import STANDARD_INPUT
@@ -138,16 +139,23 @@ def localize(
     audio_track: option.AudioTrack = None,
     max_download_bytes: option.MaxDownloadBytes = None,
     max_download_seconds: option.MaxDownloadSeconds = None,
+    live: option.Live = False,
+    live_timeout: option.LiveTimeout = None,
     batch_size: option.BatchSize = 1,
     compile: option.Compile = False,
     backend: option.RunBackend = None,
 ) -> None:
     """Find which events are both heard and seen in each VIDEO, and when."""
     labels = labels or None  # typer gives an empty list without the option
-    videos = _expand_folders(videos)
+    if not live:
+        videos = _expand_folders(videos)
     plan = _plan(videos, format, None if output == "-" else output, plot, theme, overlay)
     zero_shot = option.zero_shot_options(labels, agreement_threshold, model, vision_model, audio_model, label_encoder)
     option.check_top_k(top_k, plan.format)
+    if live:
+        check_live(videos, plan.format, has_drawings=plan.plot is not None or bool(plan.overlays))
+    elif live_timeout is not None:
+        raise typer.BadParameter("--live-timeout requires --live.")
     option.check_device(device)
     option.check_backend(backend, dtype, compile)
     settings = {**zero_shot, "compile": compile, "backend": None if backend is None else backend.value}
@@ -181,6 +189,11 @@ def localize(
             raise typer.BadParameter(f"{flag} works with a localizer only, not with an encoder.")
         if value is not None:
             options[name] = value
+    if live:
+        options |= {"progress": None, "live_timeout": live_timeout}
+        output_file = plan.output if plan.files is None else str(plan.files[videos[0]])
+        run_live(localizer, videos[0], plan.format, output_file, options, say)
+        return
     failed = _run(localizer, plan, options)
     if failed:
         say(f"{len(failed)} of {counted(len(videos), 'video')} failed.")

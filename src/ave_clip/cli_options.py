@@ -10,6 +10,7 @@ import typer
 from .core.builtin_checkpoints import builtin_checkpoints
 from .core.events import DECODERS
 from .outputs.formats import FORMATS
+from .outputs.live_writer import LIVE_FORMATS
 from .outputs.writers import TABLE
 from .registration import DEFAULT_CHECKPOINT
 
@@ -175,6 +176,23 @@ def _above_zero(value: float | None) -> float | None:
     return value
 
 
+Live = Annotated[
+    bool,
+    typer.Option(
+        "--live",
+        help="VIDEO is still being written or sent: - (stdin), a pipe, a growing file, or an http, rtsp or udp URL, "
+        "in a container that can be read forward only (MPEG-TS, Matroska, WebM, FLV, fragmented MP4). Each event is "
+        f"written when it is over. Formats: {', '.join(LIVE_FORMATS)}.",
+    ),
+]
+LiveTimeout = Annotated[
+    float | None,
+    typer.Option(
+        callback=_above_zero,
+        help="With --live: a file that has not grown for this many seconds has ended, and a silent sender counts as "
+        "lost. Default: 10.",
+    ),
+]
 MaxDownloadSeconds = Annotated[
     float | None,
     typer.Option(

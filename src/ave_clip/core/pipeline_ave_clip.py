@@ -5,21 +5,22 @@ How videos are read is in `pipeline_base`. The localizer's temporal part runs ov
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from .events import SENSES
+from .events import DEFAULT_DECODER
 from .label_space import LabelSpace
+from .live_events import CausalLogits
 from .pipeline_base import (
     VideoPipeline,
     parse_labels,
     real_segments,
     report_progress,
-    unknown_senses,
 )
+from .senses import add_senses, unknown_senses
 from .streaming import WindowLogits
 from .tasks import LOCALIZATION_TASK, ZERO_SHOT_TASK
 
@@ -198,27 +199,50 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
         return result
 
     def _windows(self, localizer: Any, num_segments: int | None, overlap: float) -> WindowLogits:
-        longest = getattr(self.model.config, "max_segments", None) or max(self.model.config.window_sizes)
-        return WindowLogits(localizer, num_segments or longest, overlap)
+        return WindowLogits(localizer, num_segments or self._longest_window, overlap)
 
-    def stream(self, video: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    @property
+    def _longest_window(self) -> int:
+        return getattr(self.model.config, "max_segments", None) or max(self.model.config.window_sizes)
+
+    def stream(
+        self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
         """Localizes one video while it is still being read.
 
+        With `live=True` also while it is still being written or sent: a pipe, standard input (`"-"`), a growing file,
+        or an http, rtsp, udp or similar URL, in a container that is read forward only (MPEG-TS, Matroska, WebM, FLV,
+        Ogg, fragmented MP4). A segment is yielded when both tracks have passed its end: it needs the frames after it
+        that the codec stores out of order, usually less than one more segment. Encoders of longer audio windows wait
+        for half a window more. The temporal part runs once per segment, over the window of up to `num_segments`
+        segments that ends with it. Nothing is encoded twice, and memory does not grow.
+
         Args:
-            video: As in a call.
-            kwargs: Options of a call; `decoder`, `min_event_segments` and `top_k` apply to the last result only.
+            video: As in a call; see `live_source.py` for live videos.
+            live (`bool`): Whether the video is still being written.
+            live_timeout (`float`, *optional*, defaults to 10): Seconds after which a file that has not grown has
+                ended, and a silent sender counts as lost.
+            kwargs: Options of a call. Without `live`, `decoder`, `min_event_segments` and `top_k` apply to the last
+                result only. With it, `overlap`, `return_heatmaps` and the decoder `"single_event"` are refused.
 
         Yields:
             `{"segments": [...]}` with the segments whose scores are final, each with its most probable label; and at
-            the end what a call returns: `{"segments": [...], "events": [...]}` of the whole video.
+            the end what a call returns: `{"segments": [...], "events": [...]}` of the whole video. With `live`,
+            `{"segments": [...], "events": [...]}` for each segment with the events that are over now: as many segments
+            after their end as the shortest event has. Each event is yielded once, at the latest after 600 segments, of
+            which the rest is another event. The last result contains the events that were still open; it also comes
+            before an error, `KeyboardInterrupt` included, is raised.
 
         Raises:
-            ValueError: As in a call.
+            ValueError: As in a call; for live videos also if a track is missing.
         """
+        if live:
+            yield from self._stream_live(video, live_timeout, kwargs)
+            return
+        if live_timeout is not None:
+            raise ValueError(f"Got live_timeout={live_timeout!r} without live=True. Leave it out, or add live=True.")
         kwargs.pop("batch_size", None)  # blocks of several videos; there is only one here
-        given = self._sanitize_parameters(**kwargs)
-        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        preprocess, forward, postprocess = ({**default, **options} for default, options in zip(defaults, given))
+        preprocess, forward, postprocess = self._stage_options(kwargs)
         windows = self._windows(self.model, postprocess.get("num_segments"), postprocess.get("overlap", 0.5))
         blocks, told = [], 0
         for block in self.preprocess(video, **preprocess):
@@ -228,6 +252,25 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
                 yield {"segments": self._segments(logits, told, postprocess.get("threshold"))}
                 told += len(logits)
         yield self.postprocess(blocks, **postprocess)
+
+    def _live_scores(
+        self, postprocess: dict[str, Any]
+    ) -> tuple[LabelSpace, Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray | None]], dict[str, Any]]:
+        self._look_for(postprocess.get("candidate_labels"))
+        config, space = self.model.config, LabelSpace.of(self.model.config)
+        windows = CausalLogits(self.model, postprocess.get("num_segments") or self._longest_window)
+
+        def score(output: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+            logits, senses = windows.add(real_segments([output], "visual"), real_segments([output], "audio"))
+            return space.probabilities(logits.double()).numpy(), senses
+
+        default = "viterbi" if space.is_multi_label else DEFAULT_DECODER
+        decoding = {
+            "decoder": postprocess.get("decoder") or getattr(config, "decoder", None) or default,
+            "min_event_segments": postprocess.get("min_event_segments") or config.min_event_segments,
+            "threshold": postprocess.get("threshold"),
+        }
+        return space, score, decoding
 
     def _segments(self, logits: torch.Tensor, first: int, threshold: float | None) -> list[dict[str, Any]]:
         space = LabelSpace.of(self.model.config)
@@ -254,24 +297,10 @@ def _all_logits(windows: WindowLogits, blocks: list[dict[str, Any]]) -> torch.Te
     return torch.cat([final, windows.finish()])
 
 
-def add_senses(result: dict[str, Any], senses: np.ndarray, names: Sequence[str]) -> None:
-    """Add to segments and events how probable it is that their label is heard, seen, and both; `None`: cannot tell."""
-    senses = senses.reshape(len(senses), len(SENSES), -1)  # (T, 3, L)
-    for index, segment in enumerate(result["segments"]):
-        label = names.index(segment["label"])
-        values = senses[index, :, label] if label < senses.shape[2] else [math.nan] * len(SENSES)
-        segment.update((name, None if math.isnan(value) else float(value)) for name, value in zip(SENSES, values))
-    for event in result["events"]:
-        inside = [part for part in result["segments"] if event["start"] <= part["start"] < event["end"]]
-        for name in SENSES:
-            values = [part[name] for part in inside]
-            event[name] = None if None in values else sum(values) / len(values)
-
-
 def _heatmaps(blocks: list[dict[str, Any]]) -> np.ndarray:
     weights = real_segments(blocks, "weights").float().numpy()  # (T, P)
     rows = math.isqrt(weights.shape[1])
     return weights.reshape(len(weights), rows, -1)
 
 
-__all__ = ["AudioVisualEventLocalizationPipeline", "add_senses", "sources_in_batch"]
+__all__ = ["AudioVisualEventLocalizationPipeline", "sources_in_batch"]

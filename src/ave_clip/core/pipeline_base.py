@@ -5,6 +5,7 @@ the current one, and of each block only one visual and one audio vector per segm
 Memory therefore does not grow with the frames of a long video.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,11 +19,14 @@ from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
 from .decode_threads import AUTO, check_decode_threads, is_child_process
-from .events import DECODERS, SENSES
+from .events import DECODERS
 from .label_encoder import LabelEncoder
 from .label_space import LabelSpace
+from .live_events import LiveEvents
+from .live_source import DEFAULT_SILENT_SECONDS
 from .processing_ave_clip import AVEClipProcessor
-from .streaming import VideoSource, ahead, find_frame_sources, open_source, with_audio_windows
+from .senses import add_senses
+from .streaming import LiveSource, VideoSource, ahead, find_frame_sources, open_source, with_audio_windows
 from .video_clip import Segment
 from .video_processing_ave_clip import is_file
 
@@ -190,7 +194,7 @@ class VideoPipeline(ChunkPipeline):
         num_frames_per_segment: int | None = None,
         frame_tolerance: float | None = None,
         **reading: Any,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Yields blocks of the model's input, all padded to the same size, with the facts that `postprocess` needs.
 
         A thread decodes the next block while the caller works on the current one.
@@ -199,6 +203,8 @@ class VideoPipeline(ChunkPipeline):
         seconds = self.segmenter.video_processor.segment_seconds
         max_bytes = _GPU_MAX_FRAME_BYTES if self.resizes_on_device else 0
         source = open_source(inputs, self.segmenter, count, seconds, max_bytes, **reading)
+        if isinstance(source, LiveSource):
+            return ahead(self._live_blocks(source, count, frame_tolerance), source.stop)
         return ahead(self._blocks(source, count, frame_tolerance))
 
     def _blocks(
@@ -209,8 +215,7 @@ class VideoPipeline(ChunkPipeline):
             (_GPU_BLOCK_SEGMENTS, _GPU_BLOCK_FRAMES) if is_gpu else (_BLOCK_SEGMENTS, _BLOCK_FRAMES)
         )
         size = max(1, min(most_segments, most_frames // count))
-        windows = self.segmenter.window_samples if self.segmenter.audio_window_seconds else None
-        segments = iter(source) if windows is None else with_audio_windows(source, windows)
+        segments = self._segments_of(source)
         following, done = list(itertools.islice(segments, 1)), 0
         if source.missing:  # nothing to encode, but the file is read to its end to learn its length and its faults
             following, done = [], len(following) + sum(1 for _ in segments)
@@ -223,14 +228,33 @@ class VideoPipeline(ChunkPipeline):
             info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
             # The declared length may be too short; while segments follow, at least one more is expected.
             info["total"] = max(done + 1, source.num_segments) if following else done
-            inputs = self._block(block, size, count, source.is_resized)
-            if tolerance is not None:
-                inputs["frame_sources"] = find_frame_sources(
-                    inputs["pixel_values"].cpu(), inputs["frame_mask"].cpu(), tolerance
-                )
+            inputs = self._inputs(block, size, count, source, tolerance)
             yield {**inputs, "info": info, "is_last": not following}
             if not following:
                 return
+
+    def _live_blocks(
+        self, source: VideoSource, count: int, tolerance: float | None
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yields blocks of one segment each, without waiting for the next one."""
+        for done, segment in enumerate(self._segments_of(source), start=1):
+            info = {"name": source.name, "missing": None, "done": done, "duration": source.duration, "total": done + 1}
+            yield {**self._inputs([segment], 1, count, source, tolerance), "info": info, "is_last": False}
+
+    def _segments_of(self, source: VideoSource) -> Iterator[Segment]:
+        if not self.segmenter.audio_window_seconds:
+            return iter(source)
+        return with_audio_windows(source, self.segmenter.window_samples)
+
+    def _inputs(
+        self, block: list[Segment], size: int, count: int, source: VideoSource, tolerance: float | None
+    ) -> dict[str, torch.Tensor]:
+        inputs = self._block(block, size, count, source.is_resized)
+        if tolerance is not None:
+            inputs["frame_sources"] = find_frame_sources(
+                inputs["pixel_values"].cpu(), inputs["frame_mask"].cpu(), tolerance
+            )
+        return inputs
 
     def _block(self, block: list[Segment], size: int, count: int, is_resized: bool) -> dict[str, torch.Tensor]:
         video_processor = self.segmenter.video_processor
@@ -269,11 +293,61 @@ class VideoPipeline(ChunkPipeline):
     ) -> dict[str, Any]:
         seconds = self.segmenter.video_processor.segment_seconds
         segments, events = space.find_events(probabilities, seconds, info["duration"], **decoding)
-        if top_k:
-            for segment, row in zip(segments, probabilities):
-                best = np.argsort(-row, kind="stable")[:top_k]
-                segment["top_k"] = [{"label": space.names[index], "score": float(row[index])} for index in best]
+        _add_top_k(segments, probabilities, space, top_k)
         return {"segments": segments, "events": events}
+
+    def _stream_live(
+        self, video: Any, live_timeout: float | None, options: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Yields what `stream(live=True)` does; see there."""
+        for name in ("overlap", "return_heatmaps"):
+            if options.get(name) is not None:
+                raise ValueError(f"Got {name}={options[name]!r}, which a live video cannot have. Leave it out.")
+        options = {name: value for name, value in options.items() if name != "batch_size"}
+        preprocess, forward, postprocess = self._stage_options(options)
+        space, score, decoding = self._live_scores(postprocess)
+        seconds = self.segmenter.video_processor.segment_seconds
+        events = LiveEvents(space, seconds, **decoding)
+        timeout = DEFAULT_SILENT_SECONDS if live_timeout is None else live_timeout
+        done = 0
+        try:
+            with contextlib.closing(self.preprocess(video, **preprocess, live_timeout=timeout)) as blocks:
+                for block in blocks:
+                    output = self.forward(block, **forward)
+                    probabilities, senses = score(output)
+                    duration = output["info"]["duration"]
+                    segments, _ = space.find_events(
+                        probabilities, seconds, decoder="none", threshold=decoding.get("threshold")
+                    )
+                    _add_top_k(segments, probabilities, space, postprocess.get("top_k"))
+                    if senses is not None:
+                        add_senses({"segments": segments, "events": []}, senses, space.names)
+                    for segment in segments:
+                        segment["start"] += done * seconds
+                        segment["end"] = min(segment["end"] + done * seconds, max(duration, segment["start"]))
+                    done += len(segments)
+                    yield {"segments": segments, "events": events.add(probabilities, senses, duration)}
+        except GeneratorExit:
+            raise
+        except BaseException:  # a lost stream, or Ctrl-C: what is known is told before the error is raised
+            yield {"segments": [], "events": events.finish()}
+            raise
+        yield {"segments": [], "events": events.finish()}
+
+    def _stage_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        """Returns the options of the three stages for one call: those given, else those of the pipeline."""
+        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        given = self._sanitize_parameters(**options)
+        return tuple({**default, **stage} for default, stage in zip(defaults, given))
+
+    def _live_scores(
+        self, postprocess: dict[str, Any]
+    ) -> tuple[LabelSpace, Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray | None]], dict[str, Any]]:
+        """Returns the labels; what scores the segments of a block, in order; and the options of [`LiveEvents`].
+
+        The scores are probabilities `(N, C)` and, where the model tells, those of the senses `(N, 3, L)`.
+        """
+        raise NotImplementedError
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Saves model and processor, so that `pipeline(task, model=directory)` loads them again."""
@@ -369,9 +443,14 @@ def report_progress(
             progress(info["name"], info["done"], info["total"])
 
 
-def unknown_senses(num_segments: int, num_labels: int) -> np.ndarray:
-    """Probabilities `(num_segments, 3, num_labels)` of heard, seen and both in such a video: NaN, none can be told."""
-    return np.full((num_segments, len(SENSES), num_labels), np.nan)
+def _add_top_k(
+    segments: list[dict[str, Any]], probabilities: np.ndarray, space: LabelSpace, top_k: int | None
+) -> None:
+    if not top_k:
+        return
+    for segment, row in zip(segments, probabilities):
+        best = np.argsort(-row, kind="stable")[:top_k]
+        segment["top_k"] = [{"label": space.names[index], "score": float(row[index])} for index in best]
 
 
 def real_segments(blocks: list[dict[str, Any]], name: str) -> torch.Tensor:
@@ -379,4 +458,4 @@ def real_segments(blocks: list[dict[str, Any]], name: str) -> torch.Tensor:
     return torch.cat([block[name][block["segment_mask"]] for block in blocks])
 
 
-__all__ = ["VideoPipeline", "parse_labels", "real_segments", "report_progress", "unknown_senses"]
+__all__ = ["VideoPipeline", "parse_labels", "real_segments", "report_progress"]

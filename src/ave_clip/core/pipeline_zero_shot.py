@@ -2,9 +2,10 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .categories import BACKGROUND_LABEL
@@ -15,21 +16,22 @@ from .events import BOTH, DEFAULT_DECODER, HEARD, SEEN, SENSES
 from .label_encoder import embed_texts
 from .label_space import LabelSpace
 from .modeling_audio_visual_encoder import AudioVisualEncoderModel
-from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, add_senses, sources_in_batch
+from .pipeline_ave_clip import AudioVisualEventLocalizationPipeline, sources_in_batch
 from .pipeline_base import (
     VideoPipeline,
     parse_labels,
     real_segments,
     report_progress,
-    unknown_senses,
 )
 from .processing_audio_visual_encoder import AudioVisualEncoderProcessor, options_of
 from .processing_ave_clip import AVEClipProcessor
+from .senses import add_senses, unknown_senses
 from .tasks import LOCALIZATION_TASK, ZERO_SHOT_TASK
 from .video_processing_ave_clip import AVEClipVideoProcessor
 from .zero_shot import OTHER_LABEL, LabelScores, combine, score_classes, score_texts
 
 CACHED_LABEL_SETS = 64
+DEFAULT_MIN_EVENT_SEGMENTS = 3
 NO_LABELS = "Pass `candidate_labels`, the events to look for, for example ['dog bark', 'church bell']."
 TEXT_OPTIONS = ("hypothesis_template", "agreement_threshold")  # for models that compare embeddings
 
@@ -173,12 +175,56 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             kwargs["candidate_labels"] = parse_labels(candidate_labels)
         if self._localizer is None:
             return super().__call__(inputs, **kwargs)
-        options = {**self._preprocess_params, **self._forward_params, **self._postprocess_params, **kwargs}
+        return self._localizer(inputs, **self._localizer_options(kwargs))
+
+    def _localizer_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Returns the options of a call for a model that scores labels itself."""
+        options = {**self._preprocess_params, **self._forward_params, **self._postprocess_params, **given}
         if options.get("candidate_labels") is None:
             raise ValueError(NO_LABELS)
         self._check_text_options(options)
-        options = {name: value for name, value in options.items() if name not in TEXT_OPTIONS}
-        return self._localizer(inputs, **options)
+        return {name: value for name, value in options.items() if name not in TEXT_OPTIONS}
+
+    def stream(
+        self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Localizes one video while it is read: see [`AudioVisualEventLocalizationPipeline.stream`].
+
+        Encoders score each segment on its own, without windows; for them only live videos are streamed.
+
+        Raises:
+            ValueError: As in a call; or without `live`, if the model is an encoder.
+        """
+        if kwargs.get("candidate_labels") is not None:
+            kwargs["candidate_labels"] = parse_labels(kwargs["candidate_labels"])
+        if self._localizer is not None:
+            yield from self._localizer.stream(video, live, live_timeout, **self._localizer_options(kwargs))
+            return
+        if not live:
+            raise ValueError("Encoders stream live videos only: pass live=True, or call the pipeline.")
+        yield from self._stream_live(video, live_timeout, kwargs)
+
+    def _live_scores(
+        self, postprocess: dict[str, Any]
+    ) -> tuple[LabelSpace, Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray | None]], dict[str, Any]]:
+        labels = postprocess.get("candidate_labels")
+        if labels is None:
+            raise ValueError(NO_LABELS)
+
+        def score(output: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+            template, threshold = postprocess.get("hypothesis_template"), postprocess.get("agreement_threshold")
+            scores = self._score(self._evidence_of([output]), labels, template, threshold)
+            return scores.probabilities.double().numpy(), scores.senses.numpy()
+
+        decoding = {
+            "decoder": postprocess.get("decoder", DEFAULT_DECODER),
+            "min_event_segments": postprocess.get("min_event_segments", DEFAULT_MIN_EVENT_SEGMENTS),
+        }
+        return LabelSpace((*labels, BACKGROUND_LABEL)), score, decoding
+
+    def _evidence_of(self, outputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        senses = SENSES if self._encoder.is_joint else (HEARD, SEEN)
+        return {sense: real_segments(outputs, sense) for sense in senses}
 
     def check_options(self) -> None:
         """Raises `ValueError` if the labels and options that the pipeline was created with cannot be used.
@@ -298,7 +344,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
         candidate_labels: Sequence[str] = (),  # `_forward` requires them
         hypothesis_template: str | None = None,
         agreement_threshold: float | None = None,
-        min_event_segments: int = 3,
+        min_event_segments: int = DEFAULT_MIN_EVENT_SEGMENTS,
         decoder: str = DEFAULT_DECODER,
         top_k: int | None = None,
     ) -> dict[str, Any]:
@@ -308,8 +354,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
             probabilities = space.background(info["total"])
             senses = unknown_senses(info["total"], len(candidate_labels))
         else:
-            senses = SENSES if self._encoder.is_joint else (HEARD, SEEN)
-            evidence = {sense: real_segments(model_outputs, sense) for sense in senses}
+            evidence = self._evidence_of(model_outputs)
             scores = self._score(evidence, candidate_labels, hypothesis_template, agreement_threshold)
             probabilities, senses = scores.probabilities.double().numpy(), scores.senses.numpy()
         decoding = {"decoder": decoder, "min_event_segments": min_event_segments}

@@ -27,14 +27,23 @@ class Recording:
         name (`str`): Name of the file in messages.
         audio_track (`int`, *optional*): Audio track to read, counted from 0.
         is_quiet (`bool`): Whether to leave out the warnings about repaired time stamps, for a file that is read again.
+        is_live (`bool`): Whether it is still being written: its length and size are not known, whatever it declares.
 
     Raises:
         VideoReadError: If no stream can be decoded, or the frames exceed the size limits.
     """
 
-    def __init__(self, container: Any, name: str, audio_track: int | None = None, is_quiet: bool = False):
+    def __init__(
+        self,
+        container: Any,
+        name: str,
+        audio_track: int | None = None,
+        is_quiet: bool = False,
+        is_live: bool = False,
+    ):
         self.container = container
         self.is_quiet = is_quiet
+        self.is_live = is_live
         self.is_strict = False  # whether a packet that cannot be decoded is a reason to start again
         self.warnings: set[str] = set()  # logged so far
         self.name = name
@@ -130,6 +139,8 @@ class Recording:
 
     def stream_end(self, stream: Any) -> float | None:
         """Returns the declared end of a stream in seconds from time zero; `None` if the file does not declare it."""
+        if self.is_live:
+            return None
         if "avi" in self.format_names and stream.type == "video" and stream.frames and stream.average_rate:
             # FFmpeg reduces an AVI's durations to the length that it finds, but not its number of frames.
             return float(start_time(stream) + stream.frames / stream.average_rate - self.time_zero)
@@ -145,7 +156,7 @@ class Recording:
     def duration_seconds(self) -> float:
         """Declared length of the longer stream from time zero; 0 if the file does not declare it."""
         ends = [end for end in map(self.stream_end, self.streams) if end is not None]
-        if len(ends) < len(self.streams) and self.container.duration:
+        if len(ends) < len(self.streams) and self.container.duration and not self.is_live:
             # Matroska declares the last time stamp rather than the time since the first.
             start = float(self.time_zero) if "matroska" in self.format_names else 0.0
             ends.append(self.container.duration / 1_000_000 - start)
@@ -167,7 +178,7 @@ class Recording:
     @property
     def last_declared_stamp(self) -> float | None:
         """Declared time stamp of the file's end in seconds; `None` if the file does not declare it."""
-        if not self.container.duration or not self.format_names & FORMATS_WITH_DURATION:
+        if self.is_live or not self.container.duration or not self.format_names & FORMATS_WITH_DURATION:
             return None
         start = 0 if "matroska" in self.format_names else max(0, self.container.start_time or 0)
         return (start + self.container.duration) / 1_000_000
@@ -186,6 +197,8 @@ class Recording:
 
     def lacks_its_end(self) -> bool:
         """Whether the bytes of a file show that its end is missing."""
+        if self.is_live:  # read forward only
+            return False
         declared = declared_bytes(self.container.file.file, self.format_names)
         is_short = "asf" in self.format_names and declared is not None and self.container.size < declared
         return is_short or ends_within_packet(self.container.file.file, self.format_names)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from .live_source import LiveInput
 from .processing_ave_clip import AVEClipProcessor
 from .recording import Recording
 from .segments import audio_windows, num_segments_for
 from .video_clip import ReadOptions, Segment
 from .video_io import SegmentReader
 from .video_processing_ave_clip import is_file
-from .video_source import open_container, source_name
+from .video_source import VideoReadError, open_container, source_name
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +80,39 @@ class FileSource(VideoSource):
             self.duration = reader.duration_seconds
 
 
+class LiveSource(FileSource):
+    """A stream that is still being written, read forward only; [`stop`] ends it from another thread.
+
+    Args:
+        source: See `live_source.py`.
+        options (`ReadOptions`): Options for reading.
+        silent_seconds (`float`): See [`LiveInput`].
+    """
+
+    def __init__(self, source: Any, options: ReadOptions, silent_seconds: float) -> None:
+        super().__init__(source, options)
+        self.input = LiveInput(source, silent_seconds)
+
+    def stop(self) -> None:
+        """Ends the stream at once."""
+        self.input.stop()
+
+    def __iter__(self) -> Iterator[Segment]:
+        with self.input.open() as container:
+            recording = Recording(container, self.name, self.options.audio_track, is_live=True)
+            if recording.audio is None or recording.video is None:
+                missing = "video" if recording.video is None else "audio"
+                raise VideoReadError(
+                    f"Cannot localize {self.name} live: it has no {missing} track, so it never has an audio-visual "
+                    f"event. Check that the sender sends {missing} from the beginning."
+                )
+            reader = SegmentReader(recording, self.options)
+            for segment in reader:
+                self.duration = reader.duration_seconds
+                yield segment
+            self.duration = reader.duration_seconds
+
+
 class LargeFramesOnly:
     """A frame transform that leaves small frames to a GPU, which resizes them faster than the CPU decodes them.
 
@@ -106,6 +140,7 @@ def open_source(
     num_frames_per_segment: int,
     segment_seconds: float,
     max_native_bytes: int = 0,
+    live_timeout: float | None = None,
     **reading: Any,
 ) -> VideoSource:
     """Opens a file or decoded arrays for streaming.
@@ -116,12 +151,13 @@ def open_source(
         num_frames_per_segment (`int`), segment_seconds (`float`): The time grid.
         max_native_bytes (`int`): Frames of a file up to this size are not resized; the `is_resized` of the source
             tells.
+        live_timeout (`float`, *optional*): Reads `inputs` as a [`LiveSource`] with this number of silent seconds.
         reading: `audio_track`, `max_download_bytes`, `max_download_seconds` and `decode_threads` of `iter_segments`.
 
     Raises:
         ValueError: If `inputs` is neither, or a dictionary with other keys.
     """
-    if isinstance(inputs, dict) and not is_file(inputs):
+    if isinstance(inputs, dict) and not is_file(inputs) and live_timeout is None:
         return _open_arrays(inputs, processor, num_frames_per_segment, segment_seconds)
     if not is_file(inputs):
         raise ValueError(
@@ -135,7 +171,7 @@ def open_source(
         **reading,
         frame_transform=LargeFramesOnly(processor.video_processor.frame_transform(), max_native_bytes),
     )
-    return FileSource(inputs, options)
+    return FileSource(inputs, options) if live_timeout is None else LiveSource(inputs, options, live_timeout)
 
 
 def _open_arrays(inputs: dict[str, Any], processor: AVEClipProcessor, count: int, seconds: float) -> VideoSource:
@@ -195,10 +231,11 @@ def _difference(frame: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(larger - smaller))
 
 
-def ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
+def ahead(items: Generator[Any, None, None], stop: Callable[[], None] | None = None) -> Generator[Any, None, None]:
     """Yields items that a thread produces one ahead of the caller.
 
-    An error in the thread is raised in place of the next item. Closing this iterator stops the thread.
+    An error in the thread is raised in place of the next item. Closing this iterator stops the thread, with the help
+    of `stop` if the thread may wait for something without end.
     """
     buffer: queue.Queue = queue.Queue(maxsize=1)
     is_closed = threading.Event()
@@ -235,6 +272,8 @@ def ahead(items: Generator[Any, None, None]) -> Iterator[Any]:
             yield item
     finally:
         is_closed.set()
+        if stop is not None:
+            stop()
         thread.join()
 
 

@@ -213,6 +213,8 @@ class Demuxer:
     @property
     def has_skipped_most(self) -> bool:
         """Whether the whole file was read, but almost none of its bytes were in packets of its streams."""
+        if self.recording.is_live:  # of unknown size
+            return False
         recording, size = self.recording, self.recording.container.size
         is_whole = self._exhausted and len(recording.container.streams) == len(recording.streams)
         if recording.format_names & {"mpegts", "mpeg"}:  # these may contain mostly padding
@@ -244,12 +246,26 @@ class Demuxer:
         """
         if self._waiting_bytes > MAX_WAITING_BYTES:
             return True
+        if self.recording.is_live:
+            return self._is_silent(stream)
         end = self.recording.stream_end(stream)
         if self.num_repairs or not self.recording.format_names & FORMATS_WITH_DURATION:
             return False  # the declared end is wrong, an estimate, or the end of the first of several recordings
         if end is None or self._latest[stream.index] < end - TRUNCATION_TOLERANCE_SECONDS:
             return False
         return max(self._latest.values()) > end + MAX_WAITING_SECONDS
+
+    def _is_silent(self, stream: Any) -> bool:
+        """Whether a stream of a live recording has had no packets for so long that the other one must not wait."""
+        others = [latest for index, latest in self._latest.items() if index != stream.index]
+        latest = max(self._latest[stream.index], 0.0)
+        if max(others, default=0.0) <= latest + MAX_WAITING_SECONDS:
+            return False
+        self.recording.warn_once(
+            f"its {stream.type} has sent nothing since {latest:.1f} s, for {MAX_WAITING_SECONDS:g} seconds of the "
+            "other track, and is considered over. Later packets of it are left out."
+        )
+        return True
 
     def seek(self, seconds: float) -> None:
         """Seeks to a position from which everything after `seconds` is decoded exactly as without seeking.

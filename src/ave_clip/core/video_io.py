@@ -199,9 +199,10 @@ def iter_segments(
 
 def _num_threads(recording: Recording, options: ReadOptions) -> int:
     """Returns the number of frame threads for a recording."""
-    # One thread for AVI, whose frames get their times from when the decoder returns them, and for URLs: a damaged file
-    # is read again from its start, which would count twice as a download.
-    if recording.video is None or not options.read_video:
+    # One thread for AVI, whose frames get their times from when the decoder returns them; for URLs: a damaged file is
+    # read again from its start, which would count twice as a download; and for live streams, which cannot be read
+    # again, and whose frames would be returned later by one per thread.
+    if recording.video is None or not options.read_video or recording.is_live:
         return 1
     if "avi" in recording.format_names or is_downloaded(recording.container):
         return 1

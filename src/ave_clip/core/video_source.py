@@ -30,7 +30,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,14 +126,14 @@ def open_container(source: Any, limits: DownloadLimits | None = None) -> Iterato
     name = source_name(source)
     with contextlib.ExitStack() as stack:
         file = _not_empty(_readable(source, name, limits or DownloadLimits(), stack), name)
-        yield stack.enter_context(_open(file, name))
+        yield stack.enter_context(open_with_ffmpeg(file, name))
 
 
 def reopen_container(container: Any, name: str) -> Any:
     """Opens the file of an open container once more, from its beginning; the container must not be read any more."""
     file = container.file.file
     file.seek(0)
-    return _open(file, name)
+    return open_with_ffmpeg(file, name)
 
 
 def is_downloaded(container: Any) -> bool:
@@ -153,8 +153,8 @@ def _readable(source: Any, name: str, limits: DownloadLimits, stack: contextlib.
     if source == STANDARD_INPUT and not os.path.exists(STANDARD_INPUT):
         return _as_seekable(sys.stdin.buffer, name, limits, stack)
     if isinstance(source, (str, os.PathLike)):
-        source = _local_path(source)
-        scheme = _url_scheme(os.fsdecode(source))
+        source = find_local_path(source)
+        scheme = url_scheme(os.fsdecode(source))
         if scheme is None:
             return _open_path(source, name, limits, stack)
         if scheme not in URL_SCHEMES:
@@ -170,7 +170,7 @@ def _readable(source: Any, name: str, limits: DownloadLimits, stack: contextlib.
     )
 
 
-def _local_path(source: str | os.PathLike) -> str | os.PathLike:
+def find_local_path(source: str | os.PathLike) -> str | os.PathLike:
     """Resolves a `file://` URL, or a name that begins with `~`, to its path; returns any other name unchanged."""
     name = os.fsdecode(source)
     if os.path.exists(name):
@@ -181,7 +181,8 @@ def _local_path(source: str | os.PathLike) -> str | os.PathLike:
     return urllib.request.url2pathname(parts.path) if parts and parts.netloc in ("", "localhost") else source
 
 
-def _url_scheme(name: str) -> str | None:
+def url_scheme(name: str) -> str | None:
+    """Returns the scheme of a URL in lower case; `None` for a path, and for any name that exists as a file."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name)
     return match.group(1).lower() if match and not os.path.exists(name) else None
 
@@ -390,7 +391,25 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _open(file: Any, name: str) -> Any:
+def open_with_ffmpeg(
+    file: Any,
+    name: str,
+    protocols: Iterable[str] = ("none",),
+    more_formats: Iterable[str] = (),
+    timeout: tuple[float, float] | None = None,
+) -> Any:
+    """Opens a container.
+
+    Args:
+        file (`Any`): A file object; or a URL, if FFmpeg may open its protocol.
+        name (`str`): Name for messages.
+        protocols (`Iterable[str]`): What FFmpeg may open by itself: nothing, by default.
+        more_formats (`Iterable[str]`): Formats that are allowed although they are in `REFUSED_FORMATS`.
+        timeout (`tuple[float, float]`, *optional*): Seconds that FFmpeg waits to open a URL, and for each read.
+
+    Raises:
+        VideoReadError: If FFmpeg finds no recording in it.
+    """
     import av
 
     allowed = {
@@ -398,9 +417,10 @@ def _open(file: Any, name: str) -> Any:
         for format_name in av.formats_available
         if format_name not in REFUSED_FORMATS and not format_name.endswith("_pipe")
     }
-    options = {"protocol_whitelist": "none", "format_whitelist": ",".join(sorted(allowed))}
+    allowed.update(more_formats)
+    options = {"protocol_whitelist": ",".join(protocols), "format_whitelist": ",".join(sorted(allowed))}
     try:
-        return av.open(file, container_options=options, metadata_errors="replace")
+        return av.open(file, container_options=options, metadata_errors="replace", timeout=timeout)
     except VideoReadError:  # raised by a download
         raise
     except av.error.ArgumentError as error:

@@ -43,15 +43,17 @@ _ELAN_DOCUMENT = {
     "xsi:noNamespaceSchemaLocation": "http://www.mpi.nl/tools/elan/EAFv3.0.xsd",
 }
 _SIDES = ("start", "end")
+_VTT_HEADER = "WEBVTT\n"
 _SRT_MARKUP = str.maketrans("<>{}", "‹›()")  # SubRip has no escapes, and players read these as markup
 
 
-def format_srt(result: Result, video: str = "") -> str:
+def format_srt(result: Result, video: str = "", first_number: int = 1) -> str:
     """Formats SubRip subtitles, one per event. `<`, `>`, `{` and `}` of a label become `‹`, `›`, `(` and `)`.
 
     Args:
         result (`Mapping`): What the pipeline returns for a video.
         video (`str`): Not used: subtitles do not contain it.
+        first_number (`int`): Number of the first subtitle.
 
     Returns:
         `str`: Content of an `.srt` file; empty without events.
@@ -59,7 +61,7 @@ def format_srt(result: Result, video: str = "") -> str:
     entries = (
         f"{number}\n{_clock(event['start'], ',')} --> {_clock(event['end'], ',')}\n"
         f"{one_line(event['label']).translate(_SRT_MARKUP)}\n"
-        for number, event in enumerate(_events(result), start=1)
+        for number, event in enumerate(_events(result), start=first_number)
     )
     return "\n".join(entries)
 
@@ -78,7 +80,7 @@ def format_vtt(result: Result, video: str = "") -> str:
     for event in _events(result):
         label = html.escape(one_line(event["label"]), quote=False)
         cues.append(f"\n{_clock(event['start'], '.')} --> {_clock(event['end'], '.')}\n{label}\n")
-    return "WEBVTT\n" + "".join(cues)
+    return _VTT_HEADER + "".join(cues)
 
 
 def format_audacity(result: Result, video: str = "") -> str:
@@ -198,6 +200,33 @@ def result_object(result: Result, video: str = "") -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the result of a live video, which is written before the next one is known.
+
+    Args:
+        result (`Mapping`): New segments and events.
+        video (`str`): Name of the video.
+        num_before (`int`): Number of events in earlier parts.
+        is_first (`bool`): Whether it is the first part.
+    """
+
+    result: Result
+    video: str = ""
+    num_before: int = 0
+    is_first: bool = True
+
+
+def _part_of_srt(part: Part) -> str:
+    text = format_srt(part.result, first_number=part.num_before + 1)
+    return f"\n{text}" if text and part.num_before else text
+
+
+def _part_of_vtt(part: Part) -> str:
+    text = format_vtt(part.result)
+    return text if part.is_first else text.removeprefix(_VTT_HEADER)
+
+
+@dataclass(frozen=True)
 class Format:
     """An entry of `FORMATS`.
 
@@ -215,6 +244,8 @@ class Format:
             and `columns`, so that a file with several videos has one header, with the columns of the first.
         join (`Callable`, *optional*): Makes a file with several videos from all their [`result_object`]s, for formats
             in which the parts cannot simply follow each other.
+        format_part (`Callable`, *optional*): Takes a [`Part`] and returns its text, for formats that can be written
+            while a live video goes on.
     """
 
     format: Callable[..., str]
@@ -227,6 +258,7 @@ class Format:
     links_to_video: bool = False
     columns: Callable[[Result], Sequence[str]] | None = None
     join: Callable[[Iterable[Mapping[str, Any]]], str] | None = None
+    format_part: Callable[[Part], str] | None = None
 
 
 FORMATS = {
@@ -246,6 +278,7 @@ FORMATS = {
         "programs: one line per video",
         is_for_programs=True,
         has_top_k=True,
+        format_part=lambda part: format_jsonl(part.result, part.video),
     ),
     "csv": Format(
         format_csv,
@@ -254,11 +287,19 @@ FORMATS = {
         "spreadsheets: one row per event",
         is_for_programs=True,
         columns=csv_columns,
+        format_part=lambda part: format_csv(part.result, part.video, header=part.is_first),
     ),
-    "srt": Format(format_srt, ".srt", "SRT", "subtitles in video players", is_per_video=True),
-    "vtt": Format(format_vtt, ".vtt", "WebVTT", "subtitles in browsers", is_per_video=True),
+    "srt": Format(
+        format_srt, ".srt", "SRT", "subtitles in video players", is_per_video=True, format_part=_part_of_srt
+    ),
+    "vtt": Format(format_vtt, ".vtt", "WebVTT", "subtitles in browsers", is_per_video=True, format_part=_part_of_vtt),
     "audacity": Format(
-        format_audacity, ".txt", "Audacity", "label tracks in Audacity (File > Import > Labels)", is_per_video=True
+        format_audacity,
+        ".txt",
+        "Audacity",
+        "label tracks in Audacity (File > Import > Labels)",
+        is_per_video=True,
+        format_part=lambda part: format_audacity(part.result),
     ),
     "elan": Format(format_elan, ".eaf", "ELAN", "annotation tiers in ELAN", is_per_video=True, links_to_video=True),
 }
