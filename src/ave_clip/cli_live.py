@@ -12,10 +12,7 @@ from .outputs.writers import WrongOutputError
 from .programs import Interrupted
 
 if TYPE_CHECKING:
-    from .core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
-    from .core.pipeline_zero_shot import ZeroShotAudioVisualEventLocalizationPipeline
-
-    Localizer = AudioVisualEventLocalizationPipeline | ZeroShotAudioVisualEventLocalizationPipeline
+    from .core.pipeline_base import VideoPipeline
 
 
 def check_live(videos: Sequence[str], format: str, has_drawings: bool) -> None:
@@ -31,7 +28,7 @@ def check_live(videos: Sequence[str], format: str, has_drawings: bool) -> None:
 
 
 def run_live(
-    localizer: "Localizer",
+    localizer: "VideoPipeline",
     video: str,
     format: str,
     output: str | None,

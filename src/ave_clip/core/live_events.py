@@ -57,9 +57,10 @@ class CausalLogits:
 class LiveEvents:
     """Decodes segments as they come, and reports each event once, when no later segment can join it.
 
-    The segments since the last reported event are decoded again with each new one. An event is over when as many
-    segments follow it as the shortest event has (one for decoders without a shortest event). What is reported is
-    final, also where the decoder, with the whole video, would choose differently.
+    The segments since the last reported event are decoded again with each new one. An event is over when it has been
+    the same, with something after it, as many times in a row as the shortest event has segments (once for decoders
+    without a shortest event): a run at the end can still take over segments before it. What is reported is final, also
+    where the decoder, with the whole video, would choose differently.
 
     Args:
         space ([`LabelSpace`]): Labels of the probabilities.
@@ -92,6 +93,7 @@ class LiveEvents:
         self.probabilities = np.zeros((0, len(space.names)))
         self.senses: np.ndarray | None = None
         self.duration = 0.0
+        self._counts: dict[tuple[str, int, int], int] = {}  # how often in a row each event was decoded
 
     def add(self, probabilities: np.ndarray, senses: np.ndarray | None, duration: float) -> list[dict[str, Any]]:
         """Takes the next segments, and returns the events that are over now, each once.
@@ -105,23 +107,26 @@ class LiveEvents:
         if senses is not None:
             self.senses = senses if self.senses is None else np.concatenate([self.senses, senses])
         self.duration = duration
-        num_kept = len(self.probabilities)
-        return self._take(num_kept if num_kept >= MAX_OPEN_SEGMENTS else num_kept - self._shortest)
+        return self._take(is_all=len(self.probabilities) >= MAX_OPEN_SEGMENTS)
 
     def finish(self) -> list[dict[str, Any]]:
         """Returns the events that are still open, after the last segment."""
-        return self._take(len(self.probabilities)) if len(self.probabilities) else []
+        return self._take(is_all=True) if len(self.probabilities) else []
 
-    def _take(self, settled: int) -> list[dict[str, Any]]:
-        """Returns the events within the first `settled` kept segments, and forgets what is not needed any more."""
+    def _take(self, is_all: bool) -> list[dict[str, Any]]:
+        """Returns the events that are over, or all, and forgets the segments that are not needed any more."""
+        num_kept = len(self.probabilities)
         segments, events = self.space.find_events(self.probabilities, self.segment_seconds, **self.options)
         if self.senses is not None:
             add_senses({"segments": segments, "events": events}, self.senses, self.space.names)
-        keep_from = len(self.probabilities) - 2 * self._shortest  # enough for the start of the next event
-        over, taken_to = [], 0
-        for event in events:
+        keep_from = num_kept - 2 * self._shortest  # enough for the start of the next event
+        over, taken_to, counts = [], 0, {}
+        for event in events:  # in the order of their starts
             start, end = (round(event[side] / self.segment_seconds) for side in ("start", "end"))
-            if end > settled:
+            span = event["label"], self.first + start, self.first + end
+            counts[span] = self._counts.get(span, 0) + 1 if end < num_kept else 0
+            is_next = self.space.is_multi_label or keep_from > start  # no earlier event is open
+            if not is_all and (counts[span] < self._shortest or not is_next):
                 keep_from = min(keep_from, start - self._shortest)
                 continue
             # Only in a video that is shorter itself may an event be shorter, not in the rest behind another event.
@@ -131,6 +136,7 @@ class LiveEvents:
                 self.probabilities[:end, self.space.names.index(event["label"])] = 0
             else:
                 taken_to = max(taken_to, end)
+        self._counts = counts
         offset = self.first * self.segment_seconds
         for event in over:
             event["start"] += offset

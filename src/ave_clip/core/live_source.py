@@ -205,10 +205,14 @@ class LiveInput:
     def _follow(self, file: Any) -> Iterator[bytes]:
         """Yields what a file contains and what is appended to it, until it has not grown for `silent_seconds`."""
         grown = time.monotonic()
-        while time.monotonic() - grown < self.silent_seconds and not self._is_stopped.wait(POLL_SECONDS):
-            while not self._is_stopped.is_set() and (chunk := file.read(COPY_BYTES)):
-                yield chunk
+        while not self._is_stopped.wait(POLL_SECONDS):
+            if chunk := file.read(COPY_BYTES):
+                while chunk:
+                    yield chunk
+                    chunk = file.read(COPY_BYTES)
                 grown = time.monotonic()
+            elif time.monotonic() - grown >= self.silent_seconds:
+                return
 
     def _download(self) -> Iterator[bytes]:
         """Yields what a server sends. A lost connection is made again; what was sent in between is missing."""

@@ -5,7 +5,7 @@ How videos are read is in `pipeline_base`. The localizer's temporal part runs ov
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -207,7 +207,7 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
 
     def stream(
         self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Localizes one video while it is still being read.
 
         With `live=True` also while it is still being written or sent: a pipe, standard input (`"-"`), a growing file,
@@ -228,10 +228,11 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
         Yields:
             `{"segments": [...]}` with the segments whose scores are final, each with its most probable label; and at
             the end what a call returns: `{"segments": [...], "events": [...]}` of the whole video. With `live`,
-            `{"segments": [...], "events": [...]}` for each segment with the events that are over now: as many segments
-            after their end as the shortest event has. Each event is yielded once, at the latest after 600 segments, of
-            which the rest is another event. The last result contains the events that were still open; it also comes
-            before an error, `KeyboardInterrupt` included, is raised.
+            `{"segments": [...], "events": [...]}` for each segment with the events that are over now: usually as
+            many segments after their end as the shortest event has, twice as many less one where the decoder could
+            still move that end. Each event is yielded once, and one that goes on for 600 segments is yielded then, with
+            another one for its rest. The last result contains the events that
+            were still open; it also comes before an error, `KeyboardInterrupt` included, is raised.
 
         Raises:
             ValueError: As in a call; for live videos also if a track is missing.

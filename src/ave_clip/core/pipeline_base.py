@@ -296,9 +296,15 @@ class VideoPipeline(ChunkPipeline):
         _add_top_k(segments, probabilities, space, top_k)
         return {"segments": segments, "events": events}
 
+    def stream(
+        self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
+    ) -> Generator[dict[str, Any], None, None]:
+        """Localizes one video while it is still being read."""
+        raise NotImplementedError
+
     def _stream_live(
         self, video: Any, live_timeout: float | None, options: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Yields what `stream(live=True)` does; see there."""
         for name in ("overlap", "return_heatmaps"):
             if options.get(name) is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,7 +187,7 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
 
     def stream(
         self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Localizes one video while it is read: see [`AudioVisualEventLocalizationPipeline.stream`].
 
         Encoders score each segment on its own, without windows; for them only live videos are streamed.
