@@ -230,9 +230,9 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
             the end what a call returns: `{"segments": [...], "events": [...]}` of the whole video. With `live`,
             `{"segments": [...], "events": [...]}` for each segment with the events that are over now: usually as
             many segments after their end as the shortest event has, twice as many less one where the decoder could
-            still move that end. Each event is yielded once, and one that goes on for 600 segments is yielded then, with
-            another one for its rest. The last result contains the events that
-            were still open; it also comes before an error, `KeyboardInterrupt` included, is raised.
+            still move that end. Each event is yielded once; one that goes on for 600 segments is yielded then, with
+            another one for its rest. The last result contains the events that were still open; it also comes before
+            an error, `KeyboardInterrupt` included, is raised.
 
         Raises:
             ValueError: As in a call; for live videos also if a track is missing.
