@@ -39,8 +39,10 @@ NUM_EVIDENCE = 17
 # Logits are limited, so that the evidence of one label and of many have one range.
 LOGIT_LIMIT = 9.0
 # How far the logit of what is heard may be above the audio classifier's log-odds of the label: above the highest of
-# the video, and above the highest of a segment and its neighbors.
+# the video, and above the highest of a segment and its neighbors. The first holds for what is seen, too.
 CLEAREST_MARGIN, NEARBY_MARGIN = 4.5, 7.0
+# Columns of the evidence: log-odds of a label's classes.
+HEARD_COLUMN, SEEN_COLUMN = 0, 6
 SILENCE_TAG = "Silence"
 
 
@@ -306,11 +308,11 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         )
 
     def judge(self, evidence: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """The event head's logits of heard, seen, and both, with a limit on what is heard.
+        """The event head's logits of heard, seen, and both, with limits on what is heard and what is seen.
 
         The event head compares segments and labels, so it can call the least improbable label heard although the audio
-        classifier clearly denies it: then a clear image finds an event in audio that does not fit. The limits cost
-        one to two points of accuracy on the clips of `train_event_head.py`.
+        classifier clearly denies it: then a clear image finds an event in
+        audio that does not fit. In the same way it can call a label seen that the image classifier denies.
 
         Args:
             evidence (`torch.Tensor` of shape `(batch_size, num_labels, num_segments, num_evidence)`): Of `evidence`.
@@ -319,19 +321,15 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels, num_segments, 3)`, float32.
         """
-        scores = self.event_head(evidence, lengths).float()
-        log_odds = evidence[..., 0].float()  # (B, L, T), of the label's strongest audio class
+        heard, seen, both = self.event_head(evidence, lengths).float().unbind(dim=-1)
+        columns = evidence[..., [HEARD_COLUMN, SEEN_COLUMN]].float()  # (B, L, T, 2)
         if lengths is not None:
-            real = _real_segments(log_odds.transpose(1, 2), lengths).transpose(1, 2)  # (B, 1, T)
-            log_odds = log_odds.masked_fill(~real, -LOGIT_LIMIT)
-        clearest = log_odds.amax(dim=-1, keepdim=True)
-        # Sounds pause for a second, and a segment may begin in the middle of one: its neighbors count, too.
-        # (Not by `max_pool1d`, for which torch.export would fix the number of segments.)
-        around = nn.functional.pad(log_odds, (1, 1), value=float("-inf"))
-        nearby = torch.maximum(torch.maximum(around[..., :-2], log_odds), around[..., 2:])
-        limit = torch.minimum(clearest + CLEAREST_MARGIN, nearby + NEARBY_MARGIN)
-        heard, seen, both = scores.unbind(dim=-1)
-        return torch.stack([torch.minimum(heard, limit), seen, both], dim=-1)
+            real = _real_segments(columns[:, 0], lengths)  # (B, T, 1)
+            columns = columns.masked_fill(~real.unsqueeze(1), -LOGIT_LIMIT)
+        clearest = columns.amax(dim=2, keepdim=True) + CLEAREST_MARGIN
+        limit = torch.minimum(clearest[..., 0], _nearby(columns[..., 0]) + NEARBY_MARGIN)
+        heard, seen = torch.minimum(heard, limit), torch.minimum(seen, clearest[..., 1])
+        return torch.stack([heard, seen, both], dim=-1)
 
     def event_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """Combines the event head's three logits per label, `(B, L, T, 3)`, to the logit of an event, `(B, L, T)`."""
@@ -444,6 +442,14 @@ def _real_segments(features: torch.Tensor, lengths: torch.Tensor | None) -> torc
     if lengths is None:
         return torch.ones_like(position, dtype=torch.bool)[None, :, None]
     return (position < lengths.unsqueeze(-1).to(features.device)).unsqueeze(-1)
+
+
+def _nearby(values: torch.Tensor) -> torch.Tensor:
+    """Returns the highest value of each segment and its neighbors, `(B, L, T)`: sounds pause for a second, and a
+    segment may begin in the middle of one."""
+    # (Not by `max_pool1d`, for which torch.export would fix the number of segments.)
+    around = nn.functional.pad(values, (1, 1), value=float("-inf"))
+    return torch.maximum(torch.maximum(around[..., :-2], values), around[..., 2:])
 
 
 def _label_evidence(
