@@ -73,22 +73,17 @@ def test_event_is_found_within_a_second(localizer, sound, picture, label) -> Non
     ("sound", "picture"),
     [
         ("car_horn", "cat_1"),
-        ("car_horn", "cat_2"),
+        ("car_horn", "clock_1"),
         ("alarm_clock", "cat_1"),
         ("alarm_clock", "cat_2"),
+        # The sound is clear, and the image classifier denies the label.
         ("cat", "cars_1"),
+        ("cat", "clock_1"),
+        ("cat", "coughing_1"),
     ],
 )
 def test_audio_of_one_thing_and_image_of_another_is_no_event(localizer, sound, picture) -> None:
     assert localizer(clip(sound, picture), candidate_labels=LABELS, decoder="viterbi")["events"] == []
-
-
-def test_clear_audio_with_another_image_is_at_most_a_short_event_of_the_audio(localizer) -> None:
-    """Ideally none: two single seconds of six are taken for a cat, because the head also trusts a very clear sound."""
-    mismatch = localizer(clip("cat", "clock_1"), candidate_labels=LABELS, decoder="viterbi")["events"]
-    [match] = localizer(clip("cat", "cat_1"), candidate_labels=LABELS, decoder="viterbi")["events"]
-    assert sum(event["end"] - event["start"] for event in mismatch) <= (END - START) / 2
-    assert all(event["label"] == "cat" and event["both"] < match["both"] - 0.1 for event in mismatch)
 
 
 @pytest.mark.parametrize(

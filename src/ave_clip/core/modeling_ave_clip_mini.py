@@ -311,8 +311,8 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         """The event head's logits of heard, seen, and both, with limits on what is heard and what is seen.
 
         The event head compares segments and labels, so it can call the least improbable label heard although the audio
-        classifier clearly denies it: then a clear image finds an event in
-        audio that does not fit. In the same way it can call a label seen that the image classifier denies.
+        classifier clearly denies it: then a clear image finds an event in audio that does not fit. In the same way it
+        can call a label seen that the image classifier denies.
 
         Args:
             evidence (`torch.Tensor` of shape `(batch_size, num_labels, num_segments, num_evidence)`): Of `evidence`.
