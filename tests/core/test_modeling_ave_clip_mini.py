@@ -141,19 +141,6 @@ def test_what_the_audio_classifier_denies_is_not_heard() -> None:
 
 
 @torch.no_grad()
-def test_the_event_bias_moves_labels_against_background_and_no_probability_of_a_sense() -> None:
-    model = tiny_mini()
-    before = model(**inputs())
-    model.config.event_bias = 0.5
-    after = model(**inputs())
-    torch.testing.assert_close(after.logits[..., :-1], before.logits[..., :-1] + 0.5)
-    assert torch.equal(after.logits[..., -1], before.logits[..., -1])
-    torch.testing.assert_close(after.event_logits, before.event_logits + 0.5)
-    for name in ("heard", "seen", "both"):
-        torch.testing.assert_close(after[name], before[name], equal_nan=True)
-
-
-@torch.no_grad()
 def test_a_label_alone_has_no_rival() -> None:
     model = tiny_mini()
     model.set_labels(["Dog"])

@@ -79,9 +79,6 @@ class AVEClipMiniConfig(LoadsBuiltinNames, PreTrainedConfig):
             Rows of [`ConceptTable`]. Labels that it does not match cannot be set.
         event_hidden_size (`int`):
             Width of the event head.
-        event_bias (`float`):
-            What is added to the logit of each label, whose alternative is background: above 0, more segments are
-            events. `heard`, `seen` and `both` stay as they are.
         num_segments (`int`):
             Number of segments of the windows into which longer videos are cut. The event head was trained on this
             length.
@@ -107,7 +104,6 @@ class AVEClipMiniConfig(LoadsBuiltinNames, PreTrainedConfig):
     image_config: SubConfig[EfficientNetLiteConfig] = None
     concepts: list[dict[str, str]] | tuple[dict[str, str], ...] = ()
     event_hidden_size: int = 32
-    event_bias: float = 0.0
     num_segments: int = 10
     decoder: str = "viterbi"
     min_event_segments: int = 1

@@ -298,11 +298,10 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         heard, seen, _ = scores.transpose(1, 2).unbind(dim=-1)
         classes = self._classes(visual.device)
         unknown = float("nan")
-        odds = events + self.config.event_bias
         return AVEClipMiniOutput(
             # Odds of each label against background, whose logit is 0.
-            logits=torch.cat([odds, torch.zeros_like(odds[..., :1])], dim=-1).to(visual.dtype),
-            event_logits=odds.logsumexp(dim=-1).to(visual.dtype),
+            logits=torch.cat([events, torch.zeros_like(events[..., :1])], dim=-1).to(visual.dtype),
+            event_logits=events.logsumexp(dim=-1).to(visual.dtype),
             heard=heard.sigmoid().masked_fill(~classes.can_hear, unknown),
             seen=seen.sigmoid().masked_fill(~classes.can_see, unknown),
             both=events.sigmoid().masked_fill(~(classes.can_hear & classes.can_see), unknown),
