@@ -156,7 +156,9 @@ def embed_labels(source: str, encoder, names: Sequence[str]) -> torch.Tensor | N
     try:
         return LabelEncoder.from_pretrained(source, encoder)(names)
     except (OSError, ValueError) as error:
-        logger.info("No label embeddings, which an open vocabulary needs: %s", error)
+        logger.info(
+            "An open vocabulary could not be trained on these features (they have no label embeddings): %s", error
+        )
         return None
 
 

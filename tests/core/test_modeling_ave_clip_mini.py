@@ -155,6 +155,7 @@ def test_a_label_alone_has_no_rival() -> None:
     [
         (["Dog", "gramophone"], "for the label 'gramophone'"),
         (["Dog", "Dog"], "given twice"),
+        (["Cat", "bark", "Dog"], "'bark' and 'Dog' both mean 'Dog'"),
         (["background"], "added by itself"),
         ([], "at least one label"),
     ],

@@ -171,7 +171,7 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         """Sets the labels to find: names or synonyms of concepts, or anything that [`ConceptTable`] matches.
 
         Raises:
-            ValueError: No label, one that matches nothing, or one that is given twice.
+            ValueError: No label, one that matches nothing, one that is given twice, or two that mean the same.
         """
         if isinstance(labels, str) or not labels:
             raise ValueError(f"Pass at least one label, as a list of texts; got {labels!r}.")
@@ -180,6 +180,7 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         if len(set(labels)) < len(labels):
             raise ValueError(f"A label is given twice: {list(labels)}.")
         matches = [self._table.match(label) for label in labels]
+        _refuse_synonyms(matches)
         id2label = labels_with_background(labels)
         self.label_matches = matches
         self.config.id2label = id2label
@@ -474,6 +475,18 @@ def _label_evidence(
     alike = torch.einsum("btd,bld->btl", unit, nn.functional.normalize(model, dim=-1))
     columns = (logits, rival, logits - rival, mean.expand_as(logits), largest.expand_as(logits), alike)
     return [column.masked_fill(~is_known, 0) for column in columns]
+
+
+def _refuse_synonyms(matches: Sequence[ConceptMatch]) -> None:
+    """Raises `ValueError` if two labels mean the same concept: they would share each event's probability."""
+    known: dict[str, str] = {}
+    for match in matches:
+        if match.concept in known:
+            raise ValueError(
+                f"The labels {known[match.concept]!r} and {match.label!r} both mean {match.concept!r} here. Leave one "
+                "of them out."
+            )
+        known[match.concept] = match.label
 
 
 __all__ = ["AVEClipMiniForLocalization", "AVEClipMiniOutput"]

@@ -354,7 +354,9 @@ def _reason(video: Any, probe_videos: bool) -> str | None:
     if video is None:
         return "missing"
     if video.outside is not None:
-        return f"leads out of the data folder to {video.outside}, which only allow_outside=True allows"
+        return (
+            f"leads out of the data folder to {video.outside}, which only allow_outside=True (--allow_outside) allows"
+        )
     if video.size == 0:
         return "empty"
     if not probe_videos:
