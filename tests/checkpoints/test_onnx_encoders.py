@@ -61,7 +61,7 @@ def localizer_on(towers: tuple[str, ...], folder):
 
 # The code of CLAP fixes the number of windows, so that they run one by one. Other towers cost as much time to export.
 TOWERS = [("clip", "clap")]
-SLOW_TOWERS = [("siglip2", "pe-a-frame"), ("siglip", "ast"), ("vit", "clap")]
+SLOW_TOWERS = [("siglip2", "pe-a-frame"), ("vit", "ast")]
 SLOW_TOWERS += [("pe-av",)] if importlib.util.find_spec("timm") is not None else []
 
 
