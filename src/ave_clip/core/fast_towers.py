@@ -31,8 +31,8 @@ from .fast_inference import (
 from .fast_path import HasFastPath
 
 
-class FoldedVisionBottleneck(nn.Module):
-    """[`AudioCLIPVisionBottleneck`] for inference. Overwrites its input if the input is the shortcut."""
+class FoldedBottleneck(nn.Module):
+    """Folded convolutions of a bottleneck of either tower."""
 
     def __init__(self, block: Any, dtype: torch.dtype, fused: bool) -> None:
         super().__init__()
@@ -42,6 +42,13 @@ class FoldedVisionBottleneck(nn.Module):
         self.downsample = None
         if block.downsample is not None:
             self.downsample = FoldedConvolution(block.downsample[0], block.downsample[1], dtype, fused)
+
+
+class FoldedVisionBottleneck(FoldedBottleneck):
+    """[`AudioCLIPVisionBottleneck`] for inference. Overwrites its input if the input is the shortcut."""
+
+    def __init__(self, block: Any, dtype: torch.dtype, fused: bool) -> None:
+        super().__init__(block, dtype, fused)
         self.avgpool = block.avgpool
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -163,17 +170,8 @@ class FoldedSpectrogram:
         return self.spectrogram.decibels(spectrum), self.loss
 
 
-class FoldedAudioBottleneck(nn.Module):
+class FoldedAudioBottleneck(FoldedBottleneck):
     """[`AudioCLIPAudioBottleneck`] for inference. Overwrites its input if the input is the shortcut."""
-
-    def __init__(self, block: Any, dtype: torch.dtype, fused: bool) -> None:
-        super().__init__()
-        self.conv1 = FoldedConvolution(block.conv1, block.bn1, dtype, fused)
-        self.conv2 = FoldedConvolution(block.conv2, block.bn2, dtype, fused)
-        self.conv3 = FoldedConvolution(block.conv3, block.bn3, dtype, fused)
-        self.downsample = None
-        if block.downsample is not None:
-            self.downsample = FoldedConvolution(block.downsample[0], block.downsample[1], dtype, fused)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         shortcut = hidden_states if self.downsample is None else self.downsample(hidden_states)

@@ -292,15 +292,20 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
             num_locations)`.
         """
         locations = image_features.unsqueeze(2) if image_features.dim() == 3 else image_features
-        if self.image_norm is not None and self.audio_norm is not None:
-            locations, audio_features = self.image_norm(locations), self.audio_norm(audio_features)
-        if self.image_layer_norm is not None and self.audio_layer_norm is not None:
-            locations, audio_features = self.image_layer_norm(locations), self.audio_layer_norm(audio_features)
+        if self.image_norm is not None:
+            locations = self.image_norm(locations)
+        if self.image_layer_norm is not None:
+            locations = self.image_layer_norm(locations)
         if self.visual_map_projection is not None:
             locations = self.visual_map_projection(locations)
         if self.visual_attention is None or locations.shape[2] == 1:
             return locations.mean(dim=2), locations.new_full(locations.shape[:3], 1 / locations.shape[2])
-        return self.visual_attention(locations, audio_features)
+        return self.visual_attention(locations, self._normalized_audio(audio_features))
+
+    def _normalized_audio(self, audio_features: torch.Tensor) -> torch.Tensor:
+        if self.audio_norm is not None:
+            audio_features = self.audio_norm(audio_features)
+        return audio_features if self.audio_layer_norm is None else self.audio_layer_norm(audio_features)
 
     def localize(
         self,
@@ -323,10 +328,7 @@ class AVEClipForLocalization(OpenVocabularyMixin, BoundaryMixin, AVEClipPreTrain
         lengths = self._lengths(segment_mask)
         if not torch.compiler.is_compiling():
             self._check_has_labels()
-        if self.audio_norm is not None:
-            audio_features = self.audio_norm(audio_features)
-        if self.audio_layer_norm is not None:
-            audio_features = self.audio_layer_norm(audio_features)
+        audio_features = self._normalized_audio(audio_features)
         video = self.dropout(self.video_lstm(visual, lengths))  # (B, T, d)
         audio = self.dropout(self.audio_lstm(audio_features, lengths))
         fused, temporal, feature = self.fusion(torch.cat([video, audio], dim=-1), lengths, output_attentions)

@@ -27,18 +27,18 @@ def parse_network(text: str) -> tuple[str, dict[str, Any]]:
         ValueError: If there is no network of that name, or it does not have such a field.
     """
     name, *fields = text.split(":")
-    if name not in NETWORKS:
-        raise ValueError(f"There is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
-    return name, parse_overrides(fields, AVEClipConfig if name in _AVE_CLIP else RivalConfig)
+    return name, parse_overrides(fields, network_config(name))
 
 
 def network_config(text: str) -> type[AVEClipConfig] | type[RivalConfig]:
     """Returns the class of a network's configuration.
 
     Raises:
-        ValueError: As [`parse_network`].
+        ValueError: If there is no network of that name.
     """
-    name, _ = parse_network(text)
+    name = text.partition(":")[0]
+    if name not in NETWORKS:
+        raise ValueError(f"There is no network {name!r}: choose one of {', '.join(NETWORKS)}.")
     return AVEClipConfig if name in _AVE_CLIP else RivalConfig
 
 
