@@ -244,6 +244,7 @@ def _finish_quietly() -> None:
 
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # stderr is closed
+        # Not a log message: why a program ended is said at every log level.
         print(message, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """The localizer equals the paper's equations, written down separately: logits, maps, losses and gradients.
 
-So do the parts of the default network that the paper does not have, and those of the paper that it lacks.
+The default network, with parts that the paper does not have, is compared in the same way.
 """
 
 import pytest

@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refiner_window_sizes": None,
     },
 }
-# Defaults of earlier versions, which did not have these two fields. Configurations that they saved keep their network.
+# Defaults of earlier versions, which saved no `gated_branches`. Configurations without it keep their network.
 _EARLIER_DEFAULTS = PRESETS["paper"] | {"fusion_residual": True, "refiner_window_sizes": (10,)}
 
 
@@ -65,7 +65,7 @@ def _with_encoder_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 class AVEClipConfig(CheckedConfig):
     r"""
     Configuration of [`AVEClipForLocalization`]. The default is a smaller network than the paper's, with normalized
-    input and gated branches, which was more accurate wherever we could measure it (docs/models.md);
+    input and gated branches, which was more accurate on the data that we could measure (docs/models.md);
     [`AVEClipConfig.paper`] gives the exact network of the paper. A value that is not allowed raises `ValueError`.
 
     Args:

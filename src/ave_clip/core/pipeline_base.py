@@ -300,7 +300,7 @@ class VideoPipeline(ChunkPipeline):
         self, video: Any, live: bool = False, live_timeout: float | None = None, **kwargs: Any
     ) -> Generator[dict[str, Any], None, None]:
         """Localizes one video while it is still being read."""
-        raise NotImplementedError
+        raise NotImplementedError  # each pipeline has its own
 
     def _stream_live(
         self, video: Any, live_timeout: float | None, options: dict[str, Any]
@@ -353,7 +353,7 @@ class VideoPipeline(ChunkPipeline):
 
         The scores are probabilities `(N, C)` and, where the model tells, those of the senses `(N, 3, L)`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each pipeline has its own
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Saves model and processor, so that `pipeline(task, model=directory)` loads them again."""

@@ -52,7 +52,7 @@ class _AVEL(Rival):
 
     def fuse(self, video: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
         """Returns class scores `(B, T, C)` from the outputs of the BiLSTMs, `(B, T, d)` each."""
-        raise NotImplementedError
+        raise NotImplementedError  # the fusions below differ in it
 
     def score(self, locations: torch.Tensor, audio: torch.Tensor, real: torch.Tensor) -> RivalScores:
         visual, weights = self.attention(locations, audio)

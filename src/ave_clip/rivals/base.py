@@ -141,7 +141,7 @@ class Rival(AlignedPreTrainedModel):
             audio (`torch.Tensor` of shape `(B, T, A)`): Audio features, zero at padding.
             real (`torch.BoolTensor` of shape `(B, T)`): `False` at padding; the first segment is always `True`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each rival has its own
 
     def full_loss(self, scores: RivalScores, labels: torch.Tensor) -> torch.Tensor:
         """Returns the loss for labels `(B, T)` of segments; -100 is not counted. By default cross-entropy."""

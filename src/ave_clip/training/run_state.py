@@ -259,9 +259,8 @@ class RunState:
             difference = weights.keys() ^ _trained_weights(model).keys()
             if difference:
                 raise RunStateError(f"{path} belongs to another model: {sorted(difference)[:5]} are not in both.")
-            model.load_state_dict(
-                weights, strict=False
-            )  # frozen weights are not saved; all others were compared above
+            # Not strict, because frozen weights are not saved; all others were compared above.
+            model.load_state_dict(weights, strict=False)
         models.clear()  # so that Accelerate does not load them again
 
 
