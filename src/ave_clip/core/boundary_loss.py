@@ -4,9 +4,9 @@ Shapes: B batch, P points of all levels of the pyramid, C classes, E events (pad
 """
 
 import torch
-from torch import nn
 
 from .categories import IGNORED_LABEL
+from .losses import focal_terms
 
 CENTER_RADIUS = 1.5  # points around the middle of an event that learn it, in points of their level (ActionFormer)
 FINEST_RANGE = 4.0  # the longest distance, in segments, that the first level learns; twice as much per further level
@@ -48,7 +48,8 @@ def boundary_loss(
     is_known = torch.cat([labels[:, :: 2**level] != IGNORED_LABEL for level in range(num_levels)], dim=1)
     has_event, targets = assign_events(num_points, event_spans, event_classes, logits.shape[-1])
     has_event = has_event & is_known
-    focal = _focal_loss(logits, has_event.float())
+    focal = focal_terms(logits, has_event.float(), FOCAL_GAMMA)
+    focal = focal * torch.where(has_event, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
     number = has_event.sum().clamp(min=1)
     overlap = distance_iou_loss(spans[has_event], targets[has_event])
     return ((focal * is_known).sum() + overlap.sum()) / number
@@ -119,13 +120,6 @@ def distance_iou_loss(spans: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     hull = torch.maximum(end, true_end) - torch.minimum(start, true_start)
     middles = (start + end - true_start - true_end) / 2
     return 1 - shared / union.clamp(min=1e-8) + (middles / hull.clamp(min=1e-8)) ** 2
-
-
-def _focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = torch.sigmoid(torch.where(targets == 1, -logits, logits))
-    weights = torch.where(targets == 1, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-    return losses * weights * wrong**FOCAL_GAMMA
 
 
 def _point_facts(num_points: list[int], device: torch.device) -> tuple[torch.Tensor, ...]:

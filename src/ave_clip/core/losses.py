@@ -51,14 +51,26 @@ def multi_label_loss(
     counted = (labels != IGNORED_LABEL).to(torch.float32)
     targets = (labels == 1).to(torch.float32)
     logits = logits.float()
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    if focal_gamma:
-        # The sigmoid of the negated logit of the right answer is 1 - p, exact also where p is almost 1.
-        losses = losses * torch.sigmoid(torch.where(targets == 1, -logits, logits)) ** focal_gamma
+    losses = focal_terms(logits, targets, focal_gamma)
     if class_weights is not None:
         weights = torch.as_tensor(class_weights, dtype=torch.float32, device=logits.device)
         losses = losses * torch.where(targets == 1, weights, torch.ones_like(weights))
     return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+
+def focal_terms(logits: torch.Tensor, targets: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Binary cross-entropy of each score, times `(1 - p) ** gamma` (Lin et al. 2017, eq. 4); of the shape of `logits`.
+
+    Args:
+        logits (`torch.Tensor`): Scores before the sigmoid.
+        targets (`torch.Tensor` of the same shape): 0 or 1, floating point.
+        gamma (`float`): 0 is plain cross-entropy.
+    """
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if not gamma:
+        return losses
+    # The sigmoid of the negated logit of the right answer is 1 - p, exact also where p is almost 1.
+    return losses * torch.sigmoid(torch.where(targets == 1, -logits, logits)) ** gamma
 
 
 def event_attention_loss(event_logits: torch.Tensor, is_event: torch.Tensor) -> torch.Tensor:
@@ -171,6 +183,7 @@ def _pooled_logarithm(
 __all__ = [
     "IGNORED_LABEL",
     "event_attention_loss",
+    "focal_terms",
     "multi_label_loss",
     "multi_label_video_loss",
     "segment_contrastive_loss",
