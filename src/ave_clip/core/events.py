@@ -34,12 +34,15 @@ class Decoder:
             and `min_event_segments`, returns labels `(num_segments,)`.
         decode_each (`Callable`, *optional*): For several labels per segment: takes probabilities `(num_segments,
             num_labels)`, `min_event_segments` and a threshold, returns booleans of the same shape.
+        needs_whole_video (`bool`): Whether its result may change until the last segment, so that it cannot be used
+            live.
     """
 
     summary: str
     uses_min_event_segments: bool
     decode: Callable[[np.ndarray, int], np.ndarray] | None = None
     decode_each: Callable[[np.ndarray, int, float], np.ndarray] | None = None
+    needs_whole_video: bool = False
 
     def supports(self, problem_type: str) -> bool:
         """Whether it decodes models of this problem type."""
@@ -50,7 +53,12 @@ DECODERS: dict[str, Decoder] = {}
 
 
 def register_decoder(
-    name: str, summary: str, *, uses_min_event_segments: bool, problem_type: str = SINGLE_LABEL
+    name: str,
+    summary: str,
+    *,
+    uses_min_event_segments: bool,
+    problem_type: str = SINGLE_LABEL,
+    needs_whole_video: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Adds the decorated function to `DECODERS`.
 
@@ -58,7 +66,8 @@ def register_decoder(
     """
 
     def register(decode: Callable) -> Callable:
-        entry = DECODERS.get(name, Decoder(summary, uses_min_event_segments))
+        new = Decoder(summary, uses_min_event_segments, needs_whole_video=needs_whole_video)
+        entry = DECODERS.get(name, new)
         is_multi_label = problem_type == MULTI_LABEL
         DECODERS[name] = replace(entry, decode_each=decode) if is_multi_label else replace(entry, decode=decode)
         return decode
@@ -213,7 +222,9 @@ def decode_merge(probabilities: np.ndarray, min_event_segments: int = 3) -> np.n
     return merge_short_runs(probabilities.argmax(axis=1), probabilities, min_event_segments)
 
 
-@register_decoder("single_event", "The most probable single event, or none.", uses_min_event_segments=False)
+@register_decoder(
+    "single_event", "The most probable single event, or none.", uses_min_event_segments=False, needs_whole_video=True
+)
 def decode_single_event(probabilities: np.ndarray, min_event_segments: int = 1) -> np.ndarray:
     """Finds the most probable labels with at most one event: one class on one span, background elsewhere.
 

@@ -15,8 +15,6 @@ from .senses import add_senses
 
 # An event that goes on for longer is reported in parts of this length: what is kept must not grow with it.
 MAX_OPEN_SEGMENTS = 600
-# Its result may change until the last segment.
-NOT_LIVE_DECODERS = ("single_event",)
 
 
 class CausalLogits:
@@ -81,10 +79,10 @@ class LiveEvents:
         min_event_segments: int,
         threshold: float | None = None,
     ) -> None:
-        if decoder in NOT_LIVE_DECODERS:
+        if DECODERS[decoder].needs_whole_video:
             raise ValueError(
                 f"The decoder {decoder!r} needs the whole video, so it cannot be used live. Use one of "
-                f"{sorted(set(DECODERS) - set(NOT_LIVE_DECODERS))}."
+                f"{sorted(name for name, entry in DECODERS.items() if not entry.needs_whole_video)}."
             )
         self.space, self.segment_seconds = space, segment_seconds
         self.options = {"decoder": decoder, "min_event_segments": min_event_segments, "threshold": threshold}
