@@ -27,6 +27,7 @@ from ave_clip.core.encoders import shared_space_of
 from ave_clip.core.similarity import SharedSpace
 from ave_clip.data.readers import find_reader
 from ave_clip.data.source import MATCH_ORDER_FILES, read_source
+from ave_clip.data.splitting import SPLITS
 from ave_clip.data.storage import open_storage
 from ave_clip.outputs.text_table import align_columns
 from ave_clip.programs import program, start_logging
@@ -59,7 +60,6 @@ from ave_clip.training.features import FeatureStore
 from ave_clip.training.splits import open_split
 
 logger = get_logger("cross_modality")
-SPLITS = ("train", "validation", "test")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

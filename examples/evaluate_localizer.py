@@ -36,6 +36,7 @@ from ave_clip.core.categories import MULTI_LABEL, SINGLE_LABEL
 from ave_clip.core.events import DECODERS
 from ave_clip.core.label_encoder import LabelEncoder
 from ave_clip.core.label_space import LabelSpace
+from ave_clip.data.splitting import SPLITS
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
     add_data_argument,
@@ -86,7 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--visual_file", default="visual_feature.h5", help="With --h5_dir: file of the visual features."
     )
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--output", help="JSON file for the results. Default: none.")
     add_measure_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=4, help="Clips per process.")

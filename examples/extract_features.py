@@ -43,6 +43,7 @@ from ave_clip.core.label_space import LabelSpace
 from ave_clip.core.streaming import ahead
 from ave_clip.core.video_source import VideoReadError
 from ave_clip.data.builder import left_out_rows, problem_type_of
+from ave_clip.data.splitting import SPLITS
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import (
     add_data_argument,
@@ -67,7 +68,6 @@ from ave_clip.training.open_vocabulary import save_label_embeddings, unseen_of_d
 from ave_clip.training.splits import class_names_of, open_videos
 
 logger = get_logger("extract_features")
-SPLITS = ("train", "validation", "test")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 LOG_SECONDS = 30
 FRAME_SETTINGS = (

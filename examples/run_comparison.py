@@ -40,6 +40,7 @@ from run_ablations import (
 
 from ave_clip.core.categories import SINGLE_LABEL
 from ave_clip.data.h5 import VISUAL_FILE
+from ave_clip.data.splitting import SPLITS
 from ave_clip.files import atomic_file
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import add_run_arguments, describe_run, parse_arguments, plain_values, write_json
@@ -128,7 +129,7 @@ def open_data(args: argparse.Namespace) -> Source:
         raise ValueError(
             f"{folder} has several labels per segment; the networks of previous work give each segment one."
         )
-    missing = [split for split in ("train", "validation", "test") if not (folder / split).exists()]
+    missing = [split for split in SPLITS if not (folder / split).exists()]
     if missing and not args.folds:
         raise ValueError(f"{folder} has no {' and no '.join(missing)} split. Extract it, or pass --folds 4.")
     return Source({"features_dir": str(folder)}, splits.fingerprint, f"features in {folder.resolve().name}")

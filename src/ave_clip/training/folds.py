@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ..data.splitting import SPLITS
 from .clip_windows import labels_of
 from .features import FeatureStore
 from .sampling import item_rng
@@ -24,7 +25,6 @@ from .splits import FeatureSplits, LabelledClips, SplitError
 
 logger = logging.get_logger(__name__)
 
-SPLITS = ("train", "validation", "test")
 FOLD_KEY = 0xF01D5  # makes the folds independent of the order of the epochs
 
 
