@@ -229,7 +229,8 @@ def build_run(
     """Prepare the localizer and its optimizer; the frozen towers have no gradients and are not saved in states."""
     dropout = use_keyed_dropout(localizer)
     trained = [parameter for parameter in localizer.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[args.optimizer](trained, lr=args.learning_rate, weight_decay=args.weight_decay)
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
+    optimizer = OPTIMIZERS[args.optimizer](trained, **options)
     warmup, num_steps = round(args.warmup_epochs * steps_per_epoch), args.num_epochs * steps_per_epoch
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
     localizer, optimizer = accelerator.prepare(localizer, optimizer)
@@ -252,14 +253,16 @@ def model_inputs(batch: dict[str, torch.Tensor], blank_modality: str | None) -> 
     return inputs
 
 
-def weigh_loss(accelerator: Accelerator, loss: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+def weigh_loss(
+    accelerator: Accelerator, loss: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the global loss, and this process's loss weighted so that its mean over processes is the global one."""
     if accelerator.num_processes == 1:
-        return loss.item(), loss
+        return loss.detach(), loss
     count = (labels != IGNORED_LABEL).sum()
     total, total_count = accelerator.reduce(torch.stack([loss.detach() * count, count]), "sum")
     total_count = total_count.clamp(min=1)  # all labels of the batch may be unknown
-    return (total / total_count).item(), loss * count * accelerator.num_processes / total_count
+    return total / total_count, loss * count * accelerator.num_processes / total_count
 
 
 def check_finite(run: Run, name: str, value: float, progress: dict, rows: torch.Tensor) -> None:
@@ -291,9 +294,11 @@ def train_epoch(run: Run, loader: DataLoader, progress: dict) -> None:
         run.dropout.set(args.seed, progress["epoch"], batch["rows"])
         loss = run.localizer(**model_inputs(batch, args.blank_modality)).loss
         global_loss, loss = weigh_loss(accelerator, loss, batch["labels"])
-        check_finite(run, "loss", global_loss, progress, batch["rows"])
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(run.localizer.parameters(), args.max_grad_norm)
+        # Reading a value waits for the GPU, so it is done when all work before the optimizer's step is queued.
+        global_loss = global_loss.item()
+        check_finite(run, "loss", global_loss, progress, batch["rows"])
         if accelerator.scaler is None:  # with fp16 the scaler skips such steps
             check_finite(run, "gradient's norm", float(norm), progress, batch["rows"])
         rate = run.scheduler.get_last_lr()[0]

@@ -5,6 +5,7 @@ Shapes: B batch, T segments, d hidden size, N windows, c blocks per window, m se
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -76,6 +77,20 @@ class BlockLayout:
         inside = (self.block_of.unsqueeze(1) == self.block_of.unsqueeze(2)) & self.is_real.unsqueeze(1)
         inside = inside & self.is_real.unsqueeze(2)
         return rows.gather(2, columns.clamp(max=self.block_size - 1)) * inside
+
+
+def block_layout(num_segments: int, window: int, lengths: torch.Tensor | None, device: torch.device) -> BlockLayout:
+    """Returns the layout of one window; without padding it is made once for each number of segments."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if lengths is not None or is_traced:
+        return BlockLayout(num_segments, window, lengths, device)
+    return _layout_without_padding(num_segments, window, device)
+
+
+@lru_cache(maxsize=64)
+def _layout_without_padding(num_segments: int, window: int, device: torch.device) -> BlockLayout:
+    with torch.inference_mode(False):  # tensors made in inference mode could not be used in a later training step
+        return BlockLayout(num_segments, window, None, device)
 
 
 class AVEClipFusionProjections(nn.Module):
@@ -184,7 +199,7 @@ class AVEClipMultiWindowTemporalFusion(GradientCheckpointingLayer):
         outputs, temporal_maps, feature_maps = [], [], []
         for number, window in enumerate(self.window_sizes):
             copy = number % len(projected)
-            layout = BlockLayout(features.shape[1], window, lengths, features.device)
+            layout = block_layout(features.shape[1], window, lengths, features.device)
             query, key, value = projected[copy]
             fused, temporal, feature = multi_domain_attention(
                 query, key, value, layout, self.attention_domains, output_attentions

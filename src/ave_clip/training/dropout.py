@@ -5,23 +5,50 @@ step, and the element. A clip therefore gets the same masks in any process, batc
 resume, and on CPU and GPU.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import nn
 
 _INT32_RANGE = 1 << 32
 
 
+@dataclass(frozen=True)
+class MaskRequest:
+    """One call of one dropout layer in a step.
+
+    Attributes:
+        layer (`int`): Number of the layer in the model.
+        call (`int`): Number of the call of this layer in the step.
+        size (`int`): Elements per clip.
+        probability (`float`): Fraction of elements set to zero.
+    """
+
+    layer: int
+    call: int
+    size: int
+    probability: float
+
+
 class KeyedDropout:
     """State that the keyed dropout layers of one model share; created by [`use_keyed_dropout`].
 
+    A hash takes some ten operations, and on a GPU the number of operations decides how long a step takes. So the masks
+    of all layers are computed together: the first layer of a step computes those that the step before asked for.
+
     Attributes:
         keys (`torch.Tensor` of shape `(batch_size,)`, int32, *optional*): One per clip of the batch; see `set`.
-        calls (`dict[int, int]`): Number of calls of each layer since then.
     """
 
     def __init__(self) -> None:
         self.keys: torch.Tensor | None = None
-        self.calls: dict[int, int] = {}
+        self.calls: dict[int, int] = {}  # of each layer in this step
+        self.expected: list[MaskRequest] = []  # by this step, which are those of the step before
+        self.asked: list[MaskRequest] = []  # in this step
+        self.scales: dict[MaskRequest, torch.Tensor] = {}  # computed in this step
 
     def set(self, seed: int, epoch: int, rows: torch.Tensor) -> None:
         """Selects the masks of the next forward pass.
@@ -31,13 +58,14 @@ class KeyedDropout:
             epoch (`int`): Number of the epoch.
             rows (`torch.LongTensor` of shape `(batch_size,)`): Row numbers of the clips in the batch.
         """
-        keys = mix(_as_int32(rows.flatten()))
+        keys = mix(_folded(rows.flatten()).to(torch.int32))
         for part in (seed, epoch):
-            keys = mix(keys ^ _as_int32(torch.full_like(keys, 0, dtype=torch.int64) + part))
-        self.keys, self.calls = keys, {}
+            keys = mix(keys ^ _folded(part))
+        self.keys, self.calls, self.scales = keys, {}, {}
+        self.expected, self.asked = self.asked or self.expected, []
 
-    def mask(self, features: torch.Tensor, probability: float, layer: int) -> torch.Tensor:
-        """Returns the mask of one layer, with `True` for elements to keep.
+    def scale(self, features: torch.Tensor, probability: float, layer: int) -> torch.Tensor:
+        """Returns what one layer multiplies its input by: zero, or `1 / (1 - probability)` for elements to keep.
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, ...)`): Input of the layer.
@@ -55,12 +83,46 @@ class KeyedDropout:
             )
         call = self.calls.get(layer, 0)
         self.calls[layer] = call + 1
-        keys = mix(mix(self.keys.to(features.device) ^ (layer + 1)) ^ (call + 1))
-        elements = torch.arange(features[0].numel(), dtype=torch.int32, device=features.device)
-        values = mix(mix(elements) ^ keys.unsqueeze(-1))  # (B, elements of a clip), uniform over all of int32
-        # The hash is uniform over the int32 range, so this fraction of it is below `lowest`.
-        lowest = round(probability * _INT32_RANGE) - _INT32_RANGE // 2
-        return (values >= lowest).view(features.shape)
+        request = MaskRequest(layer, call, features[0].numel(), probability)
+        self.asked.append(request)
+        if request not in self.scales:
+            # Later requests differ from those of the step before if its clips had another number of segments.
+            requests = self.expected if request in self.expected and not self.scales else [request]
+            computed = compute_scales(self.keys.to(features.device), tuple(requests))
+            self.scales |= dict(zip(requests, computed))
+        return self.scales[request].view(features.shape).to(features.dtype)
+
+
+def compute_scales(keys: torch.Tensor, requests: tuple[MaskRequest, ...]) -> Sequence[torch.Tensor]:
+    """Computes the scales `(batch_size, size)` of several requests, float32, with one hash of all elements.
+
+    Args:
+        keys (`torch.Tensor` of shape `(batch_size,)`, int32): One per clip.
+        requests (`tuple[MaskRequest, ...]`): The requests.
+    """
+    layers, calls, elements, owner, lowest, kept = _tables(requests, keys.device)
+    layer_keys = mix(mix(keys.unsqueeze(-1) ^ layers) ^ calls)  # (B, requests)
+    values = mix(elements ^ layer_keys[:, owner])  # (B, elements of all requests), uniform over all of int32
+    return ((values >= lowest) * kept).split([request.size for request in requests], dim=1)
+
+
+@lru_cache(maxsize=16)  # batches whose clips have other numbers of segments have other tables
+def _tables(requests: tuple[MaskRequest, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Returns what the scales of these requests share in all steps: numbers of layers and calls, one per request; then
+    per element its hash, its request, the lowest hash that is kept, and the scale if it is."""
+
+    def per_request(values: Iterable[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=dtype, device=device)
+
+    sizes = per_request((request.size for request in requests), torch.int64)
+    owner = torch.arange(len(requests), device=device).repeat_interleave(sizes)
+    elements = [torch.arange(request.size, dtype=torch.int32, device=device) for request in requests]
+    # The hash is uniform over the int32 range, so this fraction of it is below `lowest`.
+    lowest = per_request(round(request.probability * _INT32_RANGE) - _INT32_RANGE // 2 for request in requests)
+    kept = torch.tensor([1 / (1 - request.probability) for request in requests], device=device)
+    layers = per_request(request.layer + 1 for request in requests)
+    calls = per_request(request.call + 1 for request in requests)
+    return layers, calls, mix(torch.cat(elements)), owner, lowest[owner], kept[owner]
 
 
 class KeyedDropoutLayer(nn.Module):
@@ -79,8 +141,7 @@ class KeyedDropoutLayer(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training or self.probability == 0:
             return features
-        mask = self.shared.mask(features, self.probability, self.number)
-        return features * mask.to(features.dtype) / (1 - self.probability)
+        return features * self.shared.scale(features, self.probability, self.number)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
@@ -120,7 +181,7 @@ def mix(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _as_int32(numbers: torch.Tensor) -> torch.Tensor:
-    """Folds int64 numbers to int32; small numbers stay different."""
-    folded = (numbers ^ (numbers >> 32)) & 0xFFFFFFFF
-    return torch.where(folded >= _INT32_RANGE // 2, folded - _INT32_RANGE, folded).to(torch.int32)
+def _folded(numbers: Any) -> Any:
+    """Folds int64 numbers, in a tensor or one, to the range of int32; small numbers stay different."""
+    half = _INT32_RANGE // 2
+    return ((numbers ^ (numbers >> 32)) + half) % _INT32_RANGE - half
