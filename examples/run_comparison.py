@@ -11,7 +11,7 @@ epoch is chosen on validation clips; test clips are used once.
     python examples/run_comparison.py --data features --seeds 3 --folds 4 --output_dir comparison
 
 Without `--data` it makes synthetic clips and their features, and compares on those. A run that was killed resumes:
-finished trainings are kept. `--models` selects networks.
+finished trainings are kept. `--models` selects networks and variants of them.
 """
 
 import argparse
@@ -52,6 +52,8 @@ logger = logging.getLogger("run_comparison")
 NAME = "comparison"
 COSTS = "costs.json"
 REFERENCE = "ave-clip"
+# Options of train_localizer.py that one network of a comparison can have by itself.
+TRAINING_FIELDS = ("feature_noise", "mix_clips", "drop_modality", "swap_sounds", "ema", "weight_decay")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,7 +64,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=list(NETWORKS),
         metavar="NAME",
-        help="Networks, with changed fields behind the name: ave-clip:dropout=0.5:use_refiner=true.",
+        help="Networks, with changed fields behind the name, of the configuration (ave-clip:dropout=0.5) or the "
+        f"training (ave-clip:feature_noise=0.3): {', '.join(TRAINING_FIELDS)}.",
     )
     parser.add_argument("--reference", default=REFERENCE, help="Network to compare with.")
     parser.add_argument("--seeds", type=int, default=3, help="Trainings per network and fold, from --seed upwards.")
@@ -106,9 +109,34 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--folds must be at least 3 (test, validation, training), got {args.folds}")
     for name in args.models:
         try:
-            parse_network(name)
+            parse_network(split_name(name)[0])
         except ValueError as error:
             parser.error(str(error))
+
+
+def split_name(name: str) -> tuple[str, dict[str, float]]:
+    """Divide a name of `--models` into the network with its fields, and the options of its training.
+
+    >>> split_name("ave-clip:dropout=0.5:feature_noise=0.3")
+    ('ave-clip:dropout=0.5', {'feature_noise': 0.3})
+    """
+    kept, options = [], {}
+    for part in name.split(":"):
+        field, _, value = part.partition("=")
+        if field not in TRAINING_FIELDS:
+            kept.append(part)
+            continue
+        try:
+            options[field] = float(value)
+        except ValueError:
+            raise ValueError(f"{part!r} of {name} needs a number, such as {field}=0.3.") from None
+    return ":".join(kept), options
+
+
+def row_title(name: str) -> str:
+    """Return the name of a row in tables."""
+    network, options = split_name(name)
+    return ", ".join([network_title(network), *(f"{field}={value:g}" for field, value in options.items())])
 
 
 def open_data(args: argparse.Namespace) -> Source:
@@ -170,7 +198,8 @@ def plan(args: argparse.Namespace, source: Source) -> dict[str, list[list[Traini
     for name in args.models:
         plans[name] = [[] for _ in range(args.seeds)]
         for fold in fold_names(args):
-            own = {"network": name} | ({"fold": fold} if fold else {})
+            network, training_fields = split_name(name)
+            own = {"network": network, **training_fields} | ({"fold": fold} if fold else {})
             content = json.dumps(plain_values([settings, own, source.fingerprint, groups, args.mixed_precision]))
             folder = (
                 Path(args.output_dir).absolute() / "runs" / name / hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -219,9 +248,10 @@ def by_group(counts: Counts, groups: Sequence[int]) -> Counts:
 
 
 def costs_of(args: argparse.Namespace, source: Source, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters, speed and memory of each network; measured once."""
+    """Return the parameters, speed and memory of each network by its name; measured once."""
     options = (settings["batch_size"], settings["localizer"], args.rounds, args.cpu)
-    asked = {"models": args.models, "batch_size": options[0], "localizer": options[1]}
+    networks = list(dict.fromkeys(split_name(name)[0] for name in args.models))
+    asked = {"models": networks, "batch_size": options[0], "localizer": options[1]}
     asked |= {"data": source.fingerprint, "rounds": args.rounds, "cpu": args.cpu}
     path = Path(args.output_dir) / COSTS
     if path.exists():
@@ -229,7 +259,7 @@ def costs_of(args: argparse.Namespace, source: Source, settings: Mapping[str, An
         if known["asked"] == plain_values(asked):
             return known["costs"]
     splits = open_splits(source, fold_names(args)[0], args.groups)
-    costs = measure_costs(args.models, splits, *options)
+    costs = measure_costs(networks, splits, *options)
     write_json(path, {"asked": asked, "costs": costs})
     return costs
 
@@ -248,7 +278,7 @@ def measure(args: argparse.Namespace, source: Source, collected: Mapping[str, li
     groups = group_numbers(args, source, rows or [])
     grouped = {name: by_group(found, groups) for name, found in counts.items()}
     reasons = {name: runs for name, runs in collected.items() if isinstance(runs, str)}
-    content = measure_networks({name: network_title(name) for name in args.models}, grouped, reasons, args.reference)
+    content = measure_networks({name: row_title(name) for name in args.models}, grouped, reasons, args.reference)
     return {**content, "test_clips": described, "num_groups": len(set(groups))}
 
 
@@ -292,7 +322,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     content = measure(args, source, {name: collect(seeds, failures) for name, seeds in plans.items()})
     costs = costs_of(args, source, shared_settings(args))
     for row in content["rows"]:
-        row["costs"] = costs[row["name"]]
+        # Rows that differ only in their training share the costs of a network, which the first of them shows.
+        row["costs"] = costs.pop(split_name(row["name"])[0], None)
     content |= describe(args, argv, source)
     write(args, content)
     if failures:

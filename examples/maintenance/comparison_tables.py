@@ -155,6 +155,8 @@ def _costs(content: Mapping[str, Any]) -> Iterator[str]:
     yield _line(["---"] * 5)
     for row in content["rows"]:
         costs = row["costs"]
+        if costs is None:
+            continue
         cells = [f"{costs['parameters'] / 1e6:.2f} M", f"{costs['training_clips_per_second']:.0f}"]
         yield _line([row["title"], *cells, f"{costs['speed_ratio']:.2f}", f"{costs['training_megabytes']:.0f}"])
 
@@ -232,6 +234,8 @@ def _draw_speed(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for row in rows:
+        if row["costs"] is None:
+            continue
         speed, accuracy = row["costs"]["training_clips_per_second"], 100 * row["measured"]["mean"][ACCURACY]
         axes.plot([speed], [accuracy], "o", color="#1f5fa8")
         axes.annotate(row["title"], (speed, accuracy), xytext=(5, 4), textcoords="offset points", fontsize="small")

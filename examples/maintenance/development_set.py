@@ -7,7 +7,7 @@
 The first command downloads the packages of `event_packages.csv` into MEDIA (about 4 GB), unless they are there, and
 writes features in the layout of stage 2. The clips are composed of what the encoders of `ave-clip-mini` give for each
 sound and picture (`event_bank.py`, `event_clips.py`), reduced to 128 numbers each by principal components of the
-media of other classes.
+media of other classes. With `--dense` a frame has 7 x 7 locations, as the features of previous work on AVE.
 
 The sources of a class, recordings and pictures, are divided into four parts; similar file names of one package count
 as one source. All clips of a group have sources of one part only. So no source of a test fold was heard or seen in
@@ -47,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--media", type=Path, required=True, help="Folder for packages and encoded media.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the features.")
+    parser.add_argument("--dense", action="store_true", help="Keep the locations of the frames.")
     return parser.parse_args(argv)
 
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fetch_packages(args.media)
     sources = find_sources(args.media)
     model = AVEClipMiniForLocalization.from_pretrained("ave-clip-mini").eval().requires_grad_(False)
-    bank = load_bank(model, sources, args.media)
+    bank = load_bank(model, sources, args.media, args.dense)
     reduce_width(bank, [source for source in sources if source.concept not in CLASSES])
     labels = labels_with_background(CLASSES)
     clips, groups = [], []
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     identities = {row: hashlib.sha256(clip["labels"].numpy().tobytes()).hexdigest() for row, clip in enumerate(clips)}
     settings = {
         "encoder_fingerprint": hashlib.sha256(json.dumps(sorted(bank.takes)).encode()).hexdigest()[:16],
-        "visual_feature_type": "pooled",
+        "visual_feature_type": "dense" if args.dense else "pooled",
         "image_feature_size": WIDTH,
         "audio_feature_size": WIDTH,
         "num_frames_per_segment": 1,
@@ -97,6 +98,7 @@ def reduce_width(bank: Bank, sources: Sequence[Source]) -> None:
 
 
 def project(features: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+    examples = examples.flatten(0, -2)
     mean = examples.mean(dim=0)
     directions = torch.linalg.svd(examples - mean, full_matrices=False).Vh[:WIDTH]
     return (features - mean) @ directions.T

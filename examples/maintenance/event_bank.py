@@ -32,7 +32,8 @@ class Bank:
     """Features of all media; a row number names a second of sound or a frame.
 
     Args:
-        audio (`torch.Tensor` of shape `(num_rows, width)`), visual (`torch.Tensor` of shape `(num_frames, width)`).
+        audio (`torch.Tensor` of shape `(num_rows, width)`), visual (`torch.Tensor` of shape `(num_frames, width)`): The
+            features; of a dense bank, `visual` is `(num_frames, num_locations, width)`.
         takes (`dict[str, list[int]]`): Of each sound's key, the first row of each of its takes of ten seconds.
         beds (`list[int]`): First rows of the takes with nothing but noise or silence.
         shots (`dict[str, list[list[int]]]`): Of each picture's key, the frames of each shot.
@@ -49,8 +50,11 @@ class Bank:
     other_shots: list[list[int]]
 
 
-def load_bank(model, sources: list[Source], folder: Path) -> Bank:
-    """Encode what the folder does not have yet. Each medium has its own random generator, so order changes nothing."""
+def load_bank(model, sources: list[Source], folder: Path, is_dense: bool = False) -> Bank:
+    """Encode what the folder does not have yet. Each medium has its own random generator, so order changes nothing.
+
+    A dense bank keeps the features of all locations of a frame instead of their mean.
+    """
     sounds = _encode_missing(folder / "bank_sounds.pt", sources, "sound", model, _encode_sound, _encode_beds)
     photographs = load_backgrounds(folder)
 
@@ -58,15 +62,16 @@ def load_bank(model, sources: list[Source], folder: Path) -> Bank:
         generator = _generator(source)
         picture = read_picture(source)
         shots = [render(picture, generator, photographs, FRAMES_PER_SHOT) for _ in range(SHOTS)]
-        return _encode_frames(model, np.concatenate(shots))
+        return _encode_frames(model, np.concatenate(shots), is_dense)
 
     def encode_others(model) -> dict[str, torch.Tensor]:
         generator = np.random.default_rng(8)
         empty = np.stack([compress(background(generator, photographs), generator) for _ in range(EMPTY_SHOTS)])
         icons = [encode_picture(model, source) for source in other_icons(folder, sources)]
-        return {"empty": _encode_frames(model, empty), "other": torch.cat(icons)}
+        return {"empty": _encode_frames(model, empty, is_dense), "other": torch.cat(icons)}
 
-    pictures = _encode_missing(folder / "bank_pictures.pt", sources, "picture", model, encode_picture, encode_others)
+    path = folder / ("bank_locations.pt" if is_dense else "bank_pictures.pt")
+    pictures = _encode_missing(path, sources, "picture", model, encode_picture, encode_others)
     keys = {kind: [s.key for s in _unique(sources) if s.kind == kind] for kind in ("sound", "picture")}
     audio = [sounds[key] for key in keys["sound"]] + [sounds["beds"]]
     frames = SHOTS * FRAMES_PER_SHOT  # of each picture: a folder of an earlier run may have more
@@ -154,9 +159,10 @@ def _encode_seconds(model, waveform: np.ndarray) -> torch.Tensor:
     return model._audio_features(seconds)
 
 
-def _encode_frames(model, frames: np.ndarray) -> torch.Tensor:
+def _encode_frames(model, frames: np.ndarray, is_dense: bool) -> torch.Tensor:
     pixels = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() - 127) / 128
-    return model.image_model.feature_map(pixels.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+    maps = model.image_model.feature_map(pixels.contiguous(memory_format=torch.channels_last))
+    return maps.flatten(2).transpose(1, 2) if is_dense else maps.mean(dim=(2, 3))
 
 
 def other_icons(folder: Path, sources: list[Source]) -> list[Source]:

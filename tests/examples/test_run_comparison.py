@@ -285,6 +285,14 @@ def test_fields_behind_a_name_change_the_network():
     assert build_network("psp:hidden_size=8", TwoClips()).config.hidden_size == 8
 
 
+def test_a_row_can_have_its_own_training(comparison):
+    network, training = comparison.split_name("ave-clip:dropout=0.5:feature_noise=0.3")
+    assert (network, training) == ("ave-clip:dropout=0.5", {"feature_noise": 0.3})
+    assert comparison.row_title("ave-clip:dropout=0.5:ema=0.99") == "AVE-CLIP, default, dropout=0.5, ema=0.99"
+    with pytest.raises(ValueError, match="'ema=high' of ave-clip:ema=high needs a number"):
+        comparison.split_name("ave-clip:ema=high")
+
+
 class TwoClips:
     """The least that a network must know of its features."""
 
