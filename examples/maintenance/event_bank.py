@@ -32,8 +32,8 @@ class Bank:
     """Features of all media; a row number names a second of sound or a frame.
 
     Args:
-        audio (`torch.Tensor` of shape `(num_rows, width)`), visual (`torch.Tensor` of shape `(num_frames, width)`): The
-            features; of a dense bank, `visual` is `(num_frames, num_locations, width)`.
+        audio (`torch.Tensor` of shape `(num_rows, width)`), visual (`torch.Tensor` of shape `(num_frames, width)`).
+            In a dense bank `visual` is `(num_frames, num_locations, width)`.
         takes (`dict[str, list[int]]`): Of each sound's key, the first row of each of its takes of ten seconds.
         beds (`list[int]`): First rows of the takes with nothing but noise or silence.
         shots (`dict[str, list[list[int]]]`): Of each picture's key, the frames of each shot.
