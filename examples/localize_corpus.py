@@ -8,11 +8,16 @@ worked), `segments` and `events` (lists of start, end, label, score). Each part 
 was stopped resumes with the missing parts. The exit code is 1 if a video failed; `--retry_failed` computes the parts
 with such videos again, for example when the network is back. The engine is `ave_clip.corpus`.
 
+Several videos are read at once, in `--num_workers` processes for each model (by default as many as the CPUs and the
+device allow). Models take the parts one after the other. The command may also be started several times, on any number
+of machines that share the folder: each part is computed once.
+
     accelerate launch examples/localize_corpus.py --input videos --output_dir events
     python examples/localize_corpus.py --input videos --output_dir events --ray --num_actors 8   # on a Ray cluster
 
-    >>> import pandas
-    >>> pandas.read_parquet("events").explode("events")                                          # one row per event
+    >>> import glob, pandas
+    >>> table = pandas.concat(map(pandas.read_parquet, sorted(glob.glob("events/part-*.parquet"))))
+    >>> table.explode("events")                                                                  # one row per event
 """
 
 import argparse
@@ -24,6 +29,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ave_clip.core.builtin_checkpoints import limits_of
+from ave_clip.core.decode_threads import AUTO, parse_decode_threads
 from ave_clip.core.events import DECODERS
 from ave_clip.corpus import Corpus, CorpusRun, CorpusSettings, read_results
 from ave_clip.programs import program, start_logging
@@ -38,6 +44,14 @@ from ave_clip.training.arguments import (
 from ave_clip.training.splits import open_videos
 
 logger = logging.getLogger("localize_corpus")
+
+
+def decode_threads(text: str) -> int | str:
+    """Type of `--decode_threads`."""
+    try:
+        return parse_decode_threads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,11 +75,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=CorpusSettings.videos_per_part,
         help="A process that is stopped loses the results of at most this many videos.",
     )
+    parser.add_argument(
+        "--decode_threads",
+        type=decode_threads,
+        default=AUTO,
+        metavar="auto|NUMBER",
+        help="Decoding threads of each video. Default: the CPUs divided among the videos that are read at once.",
+    )
     parser.add_argument("--retry_failed", action="store_true", help="Compute parts with failed videos again.")
     parser.add_argument("--ray", action="store_true", help="Run as a Ray Data job (pip install 'ave-clip[ray]').")
     parser.add_argument("--num_actors", type=int, default=1, help="With --ray: models that work in parallel.")
     parser.add_argument("--gpus_per_actor", type=float, default=0.0, help="With --ray: GPUs of each model.")
     add_run_arguments(parser)
+    # How many processes read videos depends on the machine and does not change results.
+    parser.set_defaults(num_workers=None)
     args = parse_arguments(parser, argv)
     if args.videos_per_part < 1 or args.num_actors < 1:
         parser.error("--videos_per_part and --num_actors must be at least 1")
@@ -86,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
         corpus = Corpus.from_path(args.input)
     settings = CorpusSettings(**{field.name: getattr(args, field.name) for field in fields(CorpusSettings)})
     folder, is_reporting = Path(args.output_dir), True
-    run = CorpusRun(corpus, folder, settings, args.retry_failed)
+    run = CorpusRun(corpus, folder, settings, args.retry_failed, args.num_workers, args.decode_threads)
     if args.model == CorpusSettings.model and int(os.environ.get("RANK", 0)) == 0:
         logger.warning("no --model given: the built-in %s", limits_of(args.model))
     if args.ray:

@@ -1,9 +1,10 @@
 """Measures how localizing a corpus scales with processes, and the time for a million hours of video.
 
-`localize_corpus.py` runs on copies of one 10-s 640x360 clip with a full-size model, with one thread per process, on
-one and on several processes. To exclude loading, each is run on few and on many clips; the difference is measured.
-`ratio` is the number of clips per second relative to one process; `core_hours_per_million_hours` is the time for a
-million hours of video at that speed. Weights are random unless `--model` names a converted AudioCLIP.
+`localize_corpus.py` runs on 640x360 videos of different lengths with a full-size model, with one thread of torch per
+process, on one and on several processes in turns. To exclude loading, each is run on one short video per process and
+on all videos; the difference is measured. `ratio` is how many times as fast as one process it is;
+`core_hours_per_million_hours` is the time for a million hours of video at that speed. Weights are random unless
+`--model` names a converted AudioCLIP.
 
     python examples/benchmarks/corpus.py --output corpus.json
     python examples/benchmarks/corpus.py --processes 1 4 --dtypes bfloat16
@@ -12,6 +13,7 @@ million hours of video at that speed. Weights are random unless `--model` names 
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import CLIP_SECONDS, FullSize
+from recordings import repeat_recording
 from timing import finish, parse, parser_for
 from transformers.utils import logging
 
@@ -27,6 +30,7 @@ from ave_clip.programs import program
 
 LOCALIZE_CORPUS = Path(__file__).resolve().parents[1] / "localize_corpus.py"
 DTYPES = ("float32", "bfloat16")
+LENGTHS = (10, 10, 60, 20)  # seconds; in this order, shares of every second video would be very unequal
 MILLION_HOURS = 10**6
 
 
@@ -38,19 +42,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--num_frames_per_segment", type=int, default=4)
-    parser.add_argument("--clips", type=int, help="Measured clips per process. Default: 12, with --quick 4.")
+    parser.add_argument(
+        "--videos", type=int, help=f"Number of measured videos, of {LENGTHS} seconds in turns. Default: 8."
+    )
+    parser.set_defaults(rounds=3)
     args = parse(parser, argv)
-    args.clips = args.clips or (4 if args.quick else 12)
+    args.videos = args.videos or (4 if args.quick else 8)
     if args.processes[0] != 1:
         parser.error(f"--processes must begin with 1, the baseline of the others, got {args.processes}")
     return args
 
 
-def copies_of(clip: Path, folder: Path, count: int) -> Path:
-    """Makes a folder with `count` copies of a clip."""
+def lengths(args: argparse.Namespace) -> list[int]:
+    """Seconds of each measured video."""
+    return [LENGTHS[number % len(LENGTHS)] for number in range(args.videos)]
+
+
+def make_videos(clip: Path, folder: Path, seconds: Sequence[int]) -> Path:
+    """Makes a folder of videos with these lengths, which repeat one clip."""
     folder.mkdir()
-    for number in range(count):
-        shutil.copyfile(clip, folder / f"{number:05d}.mp4")
+    for number, length in enumerate(seconds):
+        repeat_recording(clip, folder / f"{number:05d}.mp4", length // CLIP_SECONDS)
     return folder
 
 
@@ -69,22 +81,27 @@ def seconds_for(videos: Path, model: Path, processes: int, dtype: str, frames: i
 
 def measure(args: argparse.Namespace, full: FullSize, model: Path, dtype: str) -> list[dict]:
     """Returns one row per number of processes."""
+    few = {
+        count: make_videos(full.clip(), full.folder / f"few-{dtype}-{count}", [CLIP_SECONDS] * count)
+        for count in args.processes
+    }
+    many = make_videos(full.clip(), full.folder / f"many-{dtype}", lengths(args))
+    speeds = {count: [] for count in args.processes}
+    for _ in range(args.rounds):  # in turns, so that a busy machine slows all of them
+        for count, videos in few.items():
+            short, long = (
+                seconds_for(folder, model, count, dtype, args.num_frames_per_segment) for folder in (videos, many)
+            )
+            speeds[count].append((sum(lengths(args)) - count * CLIP_SECONDS) / (long - short))
     rows = []
-    for processes in args.processes:
-        durations = []
-        for clips in (1, 1 + args.clips):
-            videos = copies_of(full.clip(), full.folder / "videos", processes * clips)
-            durations.append(seconds_for(videos, model, processes, dtype, args.num_frames_per_segment))
-            shutil.rmtree(videos)
-        clips_per_second = processes * args.clips / (durations[1] - durations[0])
-        first = rows[0]["clips_per_second"] if rows else clips_per_second
-        core_seconds = processes / clips_per_second / CLIP_SECONDS  # per second of video
+    for count, own in speeds.items():
+        speed = statistics.median(own)
         rows.append(
             {
-                "row": f"corpus, {dtype}, {args.num_frames_per_segment} frames a segment, {processes} processes",
-                "ratio": round(clips_per_second / first, 3),
-                "clips_per_second": round(clips_per_second, 3),
-                "core_hours_per_million_hours": round(core_seconds * MILLION_HOURS),
+                "row": f"corpus, {dtype}, {args.num_frames_per_segment} frames a segment, {count} processes",
+                "ratio": round(statistics.median(fast / alone for fast, alone in zip(own, speeds[1])), 3),
+                "times_real_time": round(speed, 2),
+                "core_hours_per_million_hours": round(count / speed * MILLION_HOURS),
             }
         )
     return rows

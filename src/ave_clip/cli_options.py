@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .core.builtin_checkpoints import builtin_checkpoints
+from .core.decode_threads import parse_decode_threads
 from .core.events import DECODERS
 from .outputs.formats import FORMATS
 from .outputs.live_writer import LIVE_FORMATS
@@ -166,6 +167,23 @@ TopK = Annotated[
 ]
 MaxDownloadBytes = Annotated[
     int | None, typer.Option(min=1, help="Maximum number of bytes to download per video. Default: 4 GiB.")
+]
+
+
+def _decode_threads(value: str | None) -> str | None:
+    try:
+        return value if value is None else str(parse_decode_threads(value))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+DecodeThreads = Annotated[
+    str | None,
+    typer.Option(
+        callback=_decode_threads,
+        metavar="auto|NUMBER",
+        help="Threads that decode a video. Results do not depend on it. Default: auto, one per CPU and at most 16.",
+    ),
 ]
 AudioTrack = Annotated[int | None, typer.Option(min=0, help="Audio track to read from each video, counted from 0.")]
 

@@ -4,15 +4,20 @@ The corpus is cut into parts of equal size; each part is one file, `part-00000.p
 video: `video`, `error` (null if it worked), `segments` and `events` (lists of start, end, label, score). Parts are
 written atomically, so a run that was stopped resumes with the parts that are missing. `corpus.json` in the same folder
 records which videos and settings the parts belong to.
+
+Processes claim parts one after the other, by a lock on a hidden file in the folder. So slow parts do not hold up the
+others, and several runs, on any number of machines with a shared folder, divide the work among them. A killed process
+loses its locks, and a later run computes its parts.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +27,12 @@ import torch
 from accelerate import Accelerator
 from transformers import pipeline
 
+from .core.decode_threads import AUTO
+from .core.pipeline_base import VideoPipeline
 from .core.tasks import LOCALIZATION_TASK
+from .corpus_videos import localize_videos, plan_reading
 from .data.decoding import open_video
-from .files import atomic_file
+from .files import Claim, atomic_file
 from .registration import DEFAULT_CHECKPOINT
 from .training.arguments import write_json
 from .video_files import VIDEO_SUFFIXES, find_video_files
@@ -58,7 +66,7 @@ class CorpusSettings:
     num_frames_per_segment: int | None = None
     videos_per_part: int = 64
 
-    def build_localizer(self, device: torch.device | str) -> Callable:
+    def build_localizer(self, device: torch.device | str) -> VideoPipeline:
         """Returns the pipeline with these settings."""
         options = {
             "decoder": self.decoder,
@@ -149,12 +157,16 @@ class CorpusRun:
         folder (`Path`): Folder of the results. With Ray, all machines must be able to write to it.
         settings (`CorpusSettings`): The model and its options.
         retry_failed (`bool`): Compute parts that contain failed videos again.
+        num_workers (`int`, *optional*), decode_threads (`int` or `str`): Reading processes, and decoding threads of
+            each video; by default [`plan_reading`] chooses. Results do not depend on them.
     """
 
     corpus: Corpus
     folder: Path
     settings: CorpusSettings = CorpusSettings()
     retry_failed: bool = False
+    num_workers: int | None = None
+    decode_threads: int | str = AUTO
 
     def begin(self) -> None:
         """Creates the folder and records the run in it.
@@ -177,44 +189,71 @@ class CorpusRun:
                 "--output_dir, or repeat the arguments of that run to resume it."
             )
 
-    def missing_parts(self) -> list[tuple[Path, range]]:
-        """File and video numbers of each part that is not written yet or, with `retry_failed`, has a failed video."""
+    def missing_parts(self) -> list["Part"]:
+        """The parts that are not written yet or, with `retry_failed`, have a failed video."""
         size = self.settings.videos_per_part
         parts = []
         for start in range(0, len(self.corpus), size):
             path = self.folder / f"part-{start // size:05d}.parquet"
-            is_done = path.exists()
+            part = Part(path, range(start, min(start + size, len(self.corpus))), _version_of(path))
+            is_done = part.version is not None
             if is_done and self.retry_failed:
                 errors = pq.read_table(path, columns=["error"])["error"]
                 is_done = errors.null_count == len(errors)
             if not is_done:
-                parts.append((path, range(start, min(start + size, len(self.corpus)))))
+                parts.append(part)
         return parts
 
     def with_accelerate(self, accelerator: Accelerator) -> None:
-        """Divides the missing parts among the processes; returns when all are done."""
+        """Computes the missing parts with all processes, and with those of other runs on the same folder.
+
+        A process takes the parts of its share one after the other, then those of the others from the end. It claims
+        each part, so that no other process computes it, too. Returns when all processes of `accelerator` are done;
+        processes of other runs may still compute parts then.
+        """
         if accelerator.is_main_process:
             self.begin()
         accelerator.wait_for_everyone()
         parts = self.missing_parts()
         # A part that is written while another process still lists the missing ones would shift that process's share.
         accelerator.wait_for_everyone()
-        own = parts[accelerator.process_index :: accelerator.num_processes]
-        if own:
+        shares = [parts[index :: accelerator.num_processes] for index in range(accelerator.num_processes)]
+        own = shares.pop(accelerator.process_index)
+        others = [part for share in shares for part in reversed(share)]
+        if parts:
             localizer = self.settings.build_localizer(accelerator.device)
-            started = time.perf_counter()
-            for done, (path, numbers) in enumerate(own, start=1):
-                localize_part(localizer, self.corpus, path, numbers)
-                left = (time.perf_counter() - started) / done * (len(own) - done)
-                logger.info("part %d of %d, %.0f s left", done, len(own), left)
+            self._compute(localizer, own, others)
         accelerator.wait_for_everyone()
+
+    def _compute(
+        self, localizer: VideoPipeline, own: Sequence["Part"], others: Sequence["Part"] = (), num_processes: int = 1
+    ) -> int:
+        """Computes those of the parts that nobody else computes; returns the number of failed videos."""
+        num_videos = sum(len(part.numbers) for part in (*own, *others))
+        plan = plan_reading(localizer, num_videos, self.num_workers, self.decode_threads, num_processes)
+        started, seconds, failed = time.perf_counter(), 0.0, 0
+        with contextlib.ExitStack() as claims:
+            taken: dict[int, TakenPart] = {}
+            numbers = _take_parts(own, others, taken, claims)
+            rows = localize_videos(localizer, self.corpus, numbers, plan)
+            for number, row in claims.enter_context(contextlib.closing(rows)):
+                part = taken.pop(number)
+                part.rows[number] = row
+                seconds += row["segments"][-1]["end"] if row["segments"] else 0.0
+                if part.is_complete:
+                    part.write()
+                    failed += part.num_failed
+                    speed = seconds / (time.perf_counter() - started)
+                    name, count = part.part.path.name, len(part.rows)
+                    logger.info("%s: %d videos, %d failed; %.1f times real time", name, count, part.num_failed, speed)
+        return failed
 
     def with_ray(self, num_actors: int = 1, gpus_per_actor: float = 0.0) -> None:
         """Computes the missing parts as a Ray Data job.
 
         Args:
             num_actors (`int`): Number of models that work in parallel.
-            gpus_per_actor (`float`): Number of GPUs of each; 0 uses the CPU.
+            gpus_per_actor (`float`): Number of GPUs of each, such as 0.5 for two models on one GPU; 0 uses the CPU.
 
         Raises:
             ImportError: if Ray is not installed.
@@ -227,10 +266,14 @@ class CorpusRun:
         parts = self.missing_parts()
         if not parts:
             return
-        items = [{"path": str(path.resolve()), "first": part.start, "end": part.stop} for path, part in parts]
-        actors: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=min(num_actors, len(items)))}
+        items = [{"number": number} for number in range(len(parts))]
+        num_actors = min(num_actors, len(items))
+        # Ray would otherwise queue several parts at an actor, while another one has nothing to do.
+        pool = ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1)
+        actors: dict[str, Any] = {"compute": pool}
         actors |= {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": 1}
-        arguments = (self.settings, self.corpus, "cuda" if gpus_per_actor else "cpu", os.getcwd())
+        run = replace(self, folder=self.folder.resolve())
+        arguments = (run, parts, "cuda" if gpus_per_actor else "cpu", os.getcwd(), num_actors)
         # One block per part: Ray would otherwise give all parts of a block to one actor.
         work = ray.data.from_items(items, override_num_blocks=len(items))
         # pyrefly: ignore[bad-argument-type]  (Ray also takes a class, of which each actor makes an object)
@@ -240,35 +283,83 @@ class CorpusRun:
 class _PartActor:
     """A Ray actor: loads the model once and computes one part per call."""
 
-    def __init__(self, settings: CorpusSettings, corpus: Corpus, device: str, working_folder: str) -> None:
+    def __init__(self, run: CorpusRun, parts: list["Part"], device: str, working_folder: str, num_actors: int) -> None:
+        import ray
+
         os.chdir(working_folder)  # relative paths of videos are relative to the folder of the driver
-        self.corpus = corpus
-        self.localizer = settings.build_localizer(device)
+        self.run, self.parts = run, parts
+        self.localizer = run.settings.build_localizer(device)
+        num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
+        self.num_processes = -(-num_actors // num_machines)  # that share the CPUs of this machine
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        numbers = range(row["first"], row["end"])
-        return {**row, "failed": localize_part(self.localizer, self.corpus, Path(row["path"]), numbers)}
+        part = self.parts[row["number"]]
+        return {**row, "failed": self.run._compute(self.localizer, [part], num_processes=self.num_processes)}
 
 
-def localize_part(localizer: Callable, corpus: Corpus, path: Path, numbers: range) -> int:
-    """Localizes the videos of one part and writes its file; returns how many failed."""
-    rows = [localize_video(localizer, corpus, number) for number in numbers]
-    with atomic_file(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
-    return sum(row["error"] is not None for row in rows)
+@dataclass(frozen=True)
+class Part:
+    """A part of the corpus, which one process computes.
+
+    Attributes:
+        path (`Path`): Its file.
+        numbers (`range`): Numbers of its videos.
+        version (`tuple`, *optional*): What identified the file when the part was found to be missing, if it existed.
+    """
+
+    path: Path
+    numbers: range
+    version: tuple[int, int] | None = None
 
 
-def localize_video(localizer: Callable, corpus: Corpus, number: int) -> dict[str, Any]:
-    """Returns the row of one video; a video that fails gets its error and no results."""
-    name = f"video {number}"
+def _version_of(path: Path) -> tuple[int, int] | None:
     try:
-        name, video = corpus.open(number)
-        return {"video": name, "error": None, **localizer(video)}
-    except (MemoryError, torch.OutOfMemoryError):  # a fault of the machine, which the next video would meet as well
-        raise
-    except Exception as error:  # decoders raise errors of many kinds; the other videos must still be localized
-        logger.warning("%s: %s", name, error)
-        return {"video": name, "error": str(error) or type(error).__name__, "segments": None, "events": None}
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
+
+
+class TakenPart:
+    """A part that this process computes, and the rows that are done."""
+
+    def __init__(self, part: Part, claim: Claim) -> None:
+        self.part, self.claim = part, claim
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.rows) == len(self.part.numbers)
+
+    @property
+    def num_failed(self) -> int:
+        return sum(row["error"] is not None for row in self.rows.values())
+
+    def write(self) -> None:
+        """Writes the file, then gives the claim back."""
+        rows = [self.rows[number] for number in self.part.numbers]
+        with atomic_file(self.part.path) as partial:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
+        self.claim.release()
+
+
+def _take_parts(
+    own: Sequence[Part], others: Sequence[Part], taken: dict[int, TakenPart], claims: contextlib.ExitStack
+) -> Iterator[int]:
+    """Claims one part after the other, and yields the numbers of its videos, for which `taken` then has the part."""
+    for part in (*own, *others):
+        claim = Claim(part.path)
+        claims.callback(claim.release)
+        # Without locks, each process keeps to its own share.
+        may_compute = claim.is_mine or (not claim.is_known and part in own)
+        # Another process may have computed it since the missing parts were listed.
+        if not may_compute or _version_of(part.path) != part.version:
+            claim.release()
+            continue
+        here = TakenPart(part, claim)
+        for number in part.numbers:
+            taken[number] = here
+            yield number
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ process left behind, and deletes it.
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -26,6 +27,9 @@ MARK = ".ave-clip-"
 REPLACED = ".replaced"  # in the hidden folder: the previous content of the name
 MAX_LEFTOVERS = 8  # that each write looks for; more processes rarely write one name at the same time
 MAX_NAME_BYTES = 200  # of the target's name within the hidden folder's name; file systems allow 255 bytes in all
+
+
+TAKEN = (errno.EAGAIN, errno.EACCES)  # what a lock that another process has raises, by file system
 
 
 class FolderInUseError(ValueError):
@@ -169,6 +173,60 @@ def remove_leftovers_in(folder: str | os.PathLike) -> None:
         # which is hashed if it is long.
         if name and number.isdecimal() and not (leftover / REPLACED).exists():
             _discard_unused(leftover, leftover.with_name(name))
+
+
+class Claim:
+    """The exclusive right of this process to a name, such as that of a file to be computed.
+
+    It is a lock on a hidden file beside the name, which the system releases when the process ends, also after
+    `kill -9`. It works between machines if their shared file system has locks, as NFS does.
+
+    Args:
+        path (`str` or `os.PathLike`): The name. Its folder must exist.
+
+    Attributes:
+        is_mine (`bool`): Whether this process has the claim.
+        is_known (`bool`): Whether the system could tell; otherwise nobody has the claim.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        target = Path(path).absolute()
+        self._file = target.with_name(f".{target.name}.claim")
+        self._lock: int | None = None
+        self.is_known = fcntl is not None
+        while self.is_known and self._lock is None and self._try():
+            pass
+        self.is_mine = self._lock is not None
+
+    def _try(self) -> bool:
+        """Tries to get the lock; returns whether to try again."""
+        assert fcntl is not None
+        lock = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            self.is_known = error.errno in TAKEN
+            if not self.is_known:
+                self._file.unlink(missing_ok=True)
+            return False
+        # If another process deleted the file since it was opened, this lock is on nothing that others can find.
+        try:
+            is_same = os.path.samestat(os.fstat(lock), os.stat(self._file))
+        except FileNotFoundError:
+            is_same = False
+        if is_same:
+            self._lock = lock
+            return False
+        os.close(lock)
+        return True
+
+    def release(self) -> None:
+        """Gives the claim back and deletes its file."""
+        if self._lock is not None:
+            self._file.unlink(missing_ok=True)  # while it is locked: afterwards it may be another process's claim
+            os.close(self._lock)
+            self._lock, self.is_mine = None, False
 
 
 def _discard_unused(leftover: Path, target: Path) -> None:

@@ -37,6 +37,13 @@ def check_decode_threads(decode_threads: Any) -> None:
         )
 
 
+def parse_decode_threads(text: str) -> int | str:
+    """Returns the value of a command-line option: "auto" or a number of threads; raises `ValueError` for others."""
+    value = int(text) if text.isdecimal() else text
+    check_decode_threads(value)
+    return value
+
+
 def num_decode_threads(decode_threads: int | str, width: int, height: int) -> int:
     """Returns how many frame threads decode a video with frames of this size.
 
@@ -47,12 +54,16 @@ def num_decode_threads(decode_threads: int | str, width: int, height: int) -> in
         width, height (`int`): Size of a frame in pixels. Large frames get fewer threads.
     """
     if decode_threads == AUTO:
-        num_processes = max(1, _environment_number("LOCAL_WORLD_SIZE"))
-        num_threads = 1 if is_child_process() else min(MAX_AUTO_THREADS, _num_cpus() // num_processes)
+        num_threads = 1 if is_child_process() else min(MAX_AUTO_THREADS, cpus_per_process())
     else:
         num_threads = int(decode_threads)
     by_bytes = MAX_BYTES_IN_FLIGHT // max(1, width * height * BYTES_PER_DECODED_PIXEL)
     return max(1, min(num_threads, max(2, by_bytes)))
+
+
+def cpus_per_process() -> int:
+    """Returns the CPUs of this process, divided among those that torchrun or Accelerate started on this machine."""
+    return max(1, _num_cpus() // max(1, _environment_number("LOCAL_WORLD_SIZE")))
 
 
 def _num_cpus() -> int:

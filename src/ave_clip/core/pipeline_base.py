@@ -199,22 +199,50 @@ class VideoPipeline(ChunkPipeline):
 
         A thread decodes the next block while the caller works on the current one.
         """
-        count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
-        seconds = self.segmenter.video_processor.segment_seconds
-        max_bytes = _GPU_MAX_FRAME_BYTES if self.resizes_on_device else 0
-        source = open_source(inputs, self.segmenter, count, seconds, max_bytes, **reading)
+        count, source = self._open(inputs, num_frames_per_segment, reading)
         if isinstance(source, LiveSource):
             return ahead(self._live_blocks(source, count, frame_tolerance), source.stop)
-        return ahead(self._blocks(source, count, frame_tolerance))
+        return ahead(self._blocks(source, count, frame_tolerance, self.block_segments(count)))
 
-    def _blocks(
-        self, source: VideoSource, count: int, tolerance: float | None
+    def read_blocks(
+        self, video: Any, num_frames_per_segment: int | None = None, **reading: Any
     ) -> Generator[dict[str, Any], None, None]:
+        """Yields the blocks of one video, read by the calling thread or process.
+
+        For callers that read several videos at once and encode their blocks with `encode_together`. On a GPU these
+        blocks are small and not padded, because many of them are joined. On a CPU they are those of a call.
+
+        Args:
+            video: As in a call.
+            num_frames_per_segment (`int`, *optional*): As in a call.
+            reading: `audio_track`, `max_download_bytes`, `max_download_seconds` and `decode_threads` of a call.
+        """
+        count, source = self._open(video, num_frames_per_segment, reading)
+        is_gpu, size = self.device.type == "cuda", self.block_segments(count)
+        return self._blocks(
+            source, count, None, max(1, size // _FIRST_BLOCK_PART) if is_gpu else size, is_padded=not is_gpu
+        )
+
+    def block_segments(self, num_frames_per_segment: int) -> int:
+        """Returns the number of segments of a full block, which the towers encode at once."""
         is_gpu = self.device.type == "cuda"
         most_segments, most_frames = (
             (_GPU_BLOCK_SEGMENTS, _GPU_BLOCK_FRAMES) if is_gpu else (_BLOCK_SEGMENTS, _BLOCK_FRAMES)
         )
-        size = max(1, min(most_segments, most_frames // count))
+        return max(1, min(most_segments, most_frames // num_frames_per_segment))
+
+    def _open(
+        self, inputs: Any, num_frames_per_segment: int | None, reading: dict[str, Any]
+    ) -> tuple[int, VideoSource]:
+        """Returns the number of frames per segment, and the video to read."""
+        count = num_frames_per_segment or self.segmenter.video_processor.num_frames_per_segment
+        seconds = self.segmenter.video_processor.segment_seconds
+        max_bytes = _GPU_MAX_FRAME_BYTES if self.resizes_on_device else 0
+        return count, open_source(inputs, self.segmenter, count, seconds, max_bytes, **reading)
+
+    def _blocks(
+        self, source: VideoSource, count: int, tolerance: float | None, size: int, is_padded: bool = True
+    ) -> Generator[dict[str, Any], None, None]:
         segments = self._segments_of(source)
         following, done = list(itertools.islice(segments, 1)), 0
         if source.missing:  # nothing to encode, but the file is read to its end to learn its length and its faults
@@ -228,7 +256,7 @@ class VideoPipeline(ChunkPipeline):
             info = {"name": source.name, "missing": source.missing, "done": done, "duration": source.duration}
             # The declared length may be too short; while segments follow, at least one more is expected.
             info["total"] = max(done + 1, source.num_segments) if following else done
-            inputs = self._inputs(block, size, count, source, tolerance)
+            inputs = self._inputs(block, size if is_padded else max(1, len(block)), count, source, tolerance)
             yield {**inputs, "info": info, "is_last": not following}
             if not following:
                 return
@@ -279,6 +307,37 @@ class VideoPipeline(ChunkPipeline):
             tensors = {name: part if part.is_cuda else part.pin_memory() for name, part in tensors.items()}
         return tensors
 
+    def encode_together(self, blocks: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """Encodes blocks of any videos in the same tower batches.
+
+        Args:
+            blocks (`Sequence[dict]`): Blocks of `read_blocks`, of videos with both tracks.
+            options: Options of the model's stage: the second result of `stage_options`.
+
+        Returns:
+            `list[dict]`: For each block what `forward` returns for it alone, up to rounding; `postprocess` takes the
+            list of those of one video.
+        """
+        if len(blocks) == 1:
+            return [self.forward(blocks[0], **options)]
+        names = [name for name, value in blocks[0].items() if isinstance(value, torch.Tensor)]
+        # One long block: the towers do not depend on which segments are neighbours.
+        joined: dict[str, Any] = {
+            name: torch.cat([self._ensure_tensor_on_device(block[name], self.device) for block in blocks], dim=1)
+            for name in names
+        }
+        output = self.forward({**joined, "info": [block["info"] for block in blocks], "is_last": False}, **options)
+        sizes = [block["segment_mask"].shape[1] for block in blocks]
+        parts = {name: value.split(sizes, dim=1) for name, value in output.items() if isinstance(value, torch.Tensor)}
+        return [
+            {
+                **{name: values[number] for name, values in parts.items()},
+                "info": block["info"],
+                "is_last": block["is_last"],
+            }
+            for number, block in enumerate(blocks)
+        ]
+
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
         """Moves tensors to a device, from pinned memory without waiting."""
         if isinstance(inputs, torch.Tensor):
@@ -310,7 +369,7 @@ class VideoPipeline(ChunkPipeline):
             if options.get(name) is not None:
                 raise ValueError(f"Got {name}={options[name]!r}, which a live video cannot have. Leave it out.")
         options = {name: value for name, value in options.items() if name != "batch_size"}
-        preprocess, forward, postprocess = self._stage_options(options)
+        preprocess, forward, postprocess = self.stage_options(options)
         space, score, decoding = self._live_scores(postprocess)
         seconds = self.segmenter.video_processor.segment_seconds
         events = LiveEvents(space, seconds, **decoding)
@@ -340,7 +399,7 @@ class VideoPipeline(ChunkPipeline):
             raise
         yield {"segments": [], "events": events.finish()}
 
-    def _stage_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    def stage_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Returns the options of the three stages for one call: those given, else those of the pipeline."""
         defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
         given = self._sanitize_parameters(**options)
