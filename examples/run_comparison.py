@@ -45,7 +45,7 @@ from ave_clip.files import atomic_file
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import add_run_arguments, describe_run, parse_arguments, plain_values, write_json
 from ave_clip.training.folds import FoldSplits, groups_of_test, parse_fold
-from ave_clip.training.networks import NETWORKS, network_title, parse_network
+from ave_clip.training.networks import NETWORKS, network_title, supports
 from ave_clip.training.splits import FeatureSplits, H5Splits
 
 logger = logging.getLogger("run_comparison")
@@ -62,10 +62,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=list(NETWORKS),
         metavar="NAME",
         help="Networks, with changed fields behind the name, of the configuration (ave-clip:dropout=0.5) or the "
-        f"training (ave-clip:feature_noise=0.3): {', '.join(TRAINING_FIELDS)}.",
+        f"training (ave-clip:feature_noise=0.3): {', '.join(TRAINING_FIELDS)}. Default: all that are defined for "
+        "--supervision.",
     )
     parser.add_argument("--reference", default=REFERENCE, help="Network to compare with.")
     parser.add_argument("--seeds", type=int, default=3, help="Trainings per network and fold, from --seed upwards.")
@@ -95,8 +95,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_arguments(parser)
     args = parse_arguments(parser, argv)
     args.stage3_config = args.stage3_config or str(CONFIGS / f"{NAME}.yaml")
+    models = args.models or [name for name in NETWORKS if supports(name, args.supervision)]
     # The reference comes first, and each network is there once.
-    args.models = list(dict.fromkeys([args.reference, *args.models]))
+    args.models = list(dict.fromkeys([args.reference, *models]))
     check_arguments(parser, args)
     return args
 
@@ -109,9 +110,11 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--folds must be at least 3 (test, validation, training), got {args.folds}")
     for name in args.models:
         try:
-            parse_network(split_name(name)[0])
+            is_defined = supports(split_name(name)[0], args.supervision)
         except ValueError as error:
             parser.error(str(error))
+        if not is_defined:
+            parser.error(f"{name} is not defined for --supervision {args.supervision}: leave it out of --models")
 
 
 def split_name(name: str) -> tuple[str, dict[str, float]]:

@@ -247,12 +247,19 @@ def test_a_network_that_fails_is_listed_and_the_others_are_measured(comparison, 
         (["--folds", "2"], "--folds must be at least 3"),
         (["--models", "bert"], "no network 'bert'"),
         (["--models", "psp:dropouts=1"], "'dropouts=1'"),
+        (["--models", "dam", "--supervision", "weak"], "dam is not defined for --supervision weak"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(comparison, options, message, capsys):
     with pytest.raises(SystemExit):
         comparison.parse_args(options)
     assert message in capsys.readouterr().err
+
+
+def test_all_networks_that_are_defined_for_the_supervision_are_compared_by_default(comparison):
+    full, weak = comparison.parse_args([]).models, comparison.parse_args(["--supervision", "weak"]).models
+    assert set(full) - set(weak) == {"dam", "rfjc"}
+    assert {"ave-clip", "avin", "cmbs"} <= set(weak) <= set(full)
 
 
 def test_features_without_a_split_are_refused_before_any_training(comparison, arguments, store, tmp_path):

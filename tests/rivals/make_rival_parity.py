@@ -1,9 +1,10 @@
-"""Runs the authors' code of AVEL, PSP, CMRAN and CMBS on the formulas of `helpers/rivals.py` and stores a few results.
+"""Runs the authors' code of AVEL, PSP, RFJC, CMRAN and CMBS on the formulas of `helpers/rivals.py`, stores results.
 
 The code is not part of this repository. Get it into a temporary folder and pass that:
 
     git clone https://github.com/YapengTian/AVE-ECCV18 CODE/AVEL
     git clone https://github.com/jasongief/PSP_CVPR_2021 CODE/PSP
+    git clone https://github.com/tuffr5/Recursive-joint-co-attention CODE/RFJC
     git clone https://github.com/FloretCat/CMRAN CODE/CMRAN
     git clone https://github.com/marmot-xy/CMBS CODE/CMBS
     python -m tests.rivals.make_rival_parity CODE
@@ -51,6 +52,33 @@ PSP_NAMES = {
     "L1": "hidden",
     "L2": "classifier",
 }
+RFJC_NAMES = {
+    "video_attn.attn.affine_audio": "attention.audio_projection",
+    "video_attn.attn.affine_video": "attention.visual_projection",
+    "video_attn.attn.affine_v": "attention.visual_score",
+    "video_attn.attn.affine_g": "attention.audio_score",
+    "video_attn.attn.affine_h": "attention.score",
+    "video_attn.attn.affine_feat": "visual_projection",
+    "predict.predict.0": "hidden",
+    "predict.predict.3": "classifier",
+}
+for theirs, ours in (("audio_extract", "audio"), ("video_extract", "video"), ("predict.Joint", "joint")):
+    RFJC_NAMES |= {
+        f"{theirs}.rnn": f"{ours}_lstm.lstm",
+        f"{theirs}.linear": f"{ours}_lstm.projection",
+        f"{theirs}.init_hidden": f"{ours}_lstm.initial_states",
+    }
+for unit in range(4):
+    layer, ours = f"coattn.dcn_layers.{unit}", f"units.{unit}"
+    RFJC_NAMES |= {
+        f"{layer}.dense_coattn.query_linear": f"{ours}.query",
+        f"{layer}.dense_coattn.key1_linear": f"{ours}.video_key",
+        f"{layer}.dense_coattn.key2_linear": f"{ours}.audio_key",
+        f"{layer}.dense_coattn.value1_linear": f"{ours}.video_value",
+        f"{layer}.dense_coattn.value2_linear": f"{ours}.audio_value",
+        f"{layer}.linears.0.0": f"{ours}.video_output",
+        f"{layer}.linears.1.0": f"{ours}.audio_output",
+    }
 GUIDED_NAMES = {
     "affine_video_1": "channel_visual",
     "affine_audio_1": "channel_audio",
@@ -112,6 +140,7 @@ RENAMED = {
     "avel-full": {**AVEL_NAMES, "U_v": "video_update", "U_a": "audio_update", "L2": "classifier"},
     "psp-full": {**PSP_NAMES, "fa": "audio_projection", "fv": "video_projection"},
     "psp-weak": {**PSP_NAMES, "linear_v": "video_projection", "W3": "segment_weight"},
+    "rfjc-full": RFJC_NAMES,
     "cmran-full": CMRAN_NAMES,
     "cmran-weak": CMRAN_NAMES,
     "cmbs-full": CMBS_NAMES,
@@ -122,7 +151,7 @@ RENAMED = {
 def give_weights(network: nn.Module, renamed: dict[str, str]) -> nn.Module:
     """Sets the weights that have a name of ours to those of the formula."""
     for name, parameter in network.named_parameters():
-        starts = [start for start in renamed if name.startswith(f"{start}.")]
+        starts = [start for start in renamed if f"{name}.".startswith(f"{start}.")]
         if starts:
             start = max(starts, key=len)
             value = pseudo_weight(renamed[start] + name.removeprefix(start), squeezed(parameter.shape))
@@ -218,6 +247,19 @@ def run_psp(code: Path, truth: Truth) -> Results:
     }
 
 
+def run_rfjc(code: Path, truth: Truth) -> Results:
+    sys.path.insert(0, str(code))  # models.py imports its layers by absolute names
+    module = load(code / "models.py", "rfjc_models")
+    # The defaults of supervised_main.py.
+    sizes = {"audio_size": 512, "video_size": 512, "num_classes": NUM_CLASSES}
+    options = SimpleNamespace(rnn="LSTM", num_layers=2, num_seq=4, droprnn=0.1, dropout=0.3, **sizes)
+    net = build("rfjc-full", module.DCNWithRCNN, options)
+    inputs_of_softmax = []  # it returns its output
+    net.predict.predict.register_forward_hook(partial(keep_output, inputs_of_softmax))
+    loss = soft_margin(net(truth.audio, truth.image), truth.flags)
+    return {"rfjc-full": {"logits": inputs_of_softmax[0], "loss": loss}}
+
+
 def run_cmran(code: Path, truth: Truth) -> Results:
     load(code / "model" / "__init__.py", "cmran", package=True)
     module = load(code / "model" / "main_model.py", "cmran.main_model")
@@ -256,7 +298,8 @@ def main(code: Path) -> None:
     torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # their code asks for a GPU everywhere
     truth = Truth(*parity_features(), parity_labels())
     found: Results = {}
-    for name, run in (("AVEL", run_avel), ("PSP", run_psp), ("CMRAN", run_cmran), ("CMBS", run_cmbs)):
+    runs = {"AVEL": run_avel, "PSP": run_psp, "RFJC": run_rfjc, "CMRAN": run_cmran, "CMBS": run_cmbs}
+    for name, run in runs.items():
         found |= run(code / name, truth)
     content = {}
     for case, outputs in found.items():

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from ave_clip.rivals import RIVALS, RivalConfig, build_rival
+from ave_clip.rivals.avin import interact, mean_over_segments
 from ave_clip.rivals.base import event_class, joint_logits, mean_of_highest
+from ave_clip.rivals.dam import logit_of_mean
 
 SIZES = {"image_feature_size": 12, "audio_feature_size": 7, "hidden_size": 16, "num_locations": 4}
 LABELS = {"full": torch.tensor([[3, 0, 0, 3, 3, 1], [2, 2, 3, -100, -100, -100], [3] * 6])}
 LABELS["weak"] = torch.tensor([0, 2, 3])
 EVERY_RIVAL = pytest.mark.parametrize("name", RIVALS)
-BOTH_SETTINGS = pytest.mark.parametrize("supervision", ["full", "weak"])
+SETTINGS = [(name, supervision) for name, rival in RIVALS.items() for supervision in rival.settings]
+EVERY_SETTING = pytest.mark.parametrize(("name", "supervision"), SETTINGS)
 
 
 def build(name: str, **options):
@@ -25,8 +28,7 @@ def features(num_locations: int = 4):
     return image, torch.randn(3, 6, 7, generator=generator), torch.arange(6) < torch.tensor([[6], [3], [0]])
 
 
-@EVERY_RIVAL
-@BOTH_SETTINGS
+@EVERY_SETTING
 def test_padding_changes_nothing_and_all_weights_learn(name, supervision):
     rival = build(name, supervision=supervision).eval()
     image, audio, mask = features()
@@ -66,21 +68,71 @@ def test_a_network_of_one_modality_ignores_the_other(name, ignored):
     assert not torch.allclose(rival(*other).logits, logits)
 
 
-@BOTH_SETTINGS
-def test_a_rival_is_saved_and_loaded_bit_exactly(supervision, tmp_path):
-    rival = build("cmbs", supervision=supervision).eval()
+@pytest.mark.parametrize(
+    ("name", "supervision"), [("cmbs", "full"), ("cmbs", "weak"), ("dam", "full"), ("rfjc", "full"), ("avin", "weak")]
+)
+def test_a_rival_is_saved_and_loaded_bit_exactly(name, supervision, tmp_path):
+    rival = build(name, supervision=supervision).eval()
     rival.save_pretrained(tmp_path)
-    loaded = RIVALS["cmbs"].from_pretrained(tmp_path).eval()
+    loaded = RIVALS[name].from_pretrained(tmp_path).eval()
     image, audio, mask = features()
     torch.testing.assert_close(loaded(image, audio, mask).logits, rival(image, audio, mask).logits, rtol=0, atol=0)
 
 
-@BOTH_SETTINGS
-def test_labels_that_are_all_unknown_give_no_loss(supervision):
+def test_labels_that_are_all_unknown_give_no_loss():
     image, audio, mask = features()
-    for name in RIVALS:
+    for name, supervision in SETTINGS:
         unknown = torch.full_like(LABELS[supervision], -100)
         assert build(name, supervision=supervision)(image, audio, mask, unknown).loss.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "supervision"), [("dam", "full"), ("rfjc", "full"), ("avin", "full"), ("avin", "weak")]
+)
+def test_a_network_learns_a_few_labels(name, supervision):
+    rival = build(name, supervision=supervision)
+    image, audio, mask = features()
+    # One event per video: DAM gives all its segments the same.
+    segments = LABELS["full"].where(LABELS["full"] != 1, 0)
+    labels = segments if supervision == "full" else LABELS["weak"]
+    optimizer = torch.optim.Adam(rival.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        rival(image, audio, mask, labels).loss.backward()
+        optimizer.step()
+    found = rival.eval()(image, audio, mask).logits.argmax(dim=-1)
+    expected = segments if supervision == "full" else labels.unsqueeze(1).expand(-1, 6)
+    assert torch.equal(found[mask], expected[mask])
+
+
+@pytest.mark.parametrize("name", ["dam", "rfjc"])
+def test_a_network_whose_paper_has_no_weak_supervision_refuses_it(name):
+    with pytest.raises(ValueError, match="not defined for supervision='weak', only for 'full'"):
+        build(name, supervision="weak")
+
+
+def test_rfjc_has_weights_for_a_number_of_segments():
+    image, audio, _ = features()
+    assert build("rfjc").config.max_segments == 10
+    assert build("rfjc", max_segments=6)(image, audio).logits.shape == (3, 6, 4)
+    with pytest.raises(ValueError, match="Got 6 segments, but this network has weights for 5"):
+        build("rfjc", max_segments=5)(image, audio)
+
+
+def test_dam_averages_the_probabilities_of_both_directions():
+    first, second = torch.tensor([0.0, 2.0, 200.0, -200.0]), torch.tensor([0.0, -1.0, 200.0, -200.0])
+    found = logit_of_mean(first, second)
+    assert found[2:].tolist() == [200, -200]  # the probabilities themselves round to 1 and 0
+    torch.testing.assert_close(found.sigmoid()[:2], ((first.sigmoid() + second.sigmoid()) / 2)[:2])
+
+
+def test_avin_weighs_segments_by_a_softmax_of_their_products():
+    real = torch.tensor([[True, True, False]])
+    segments = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])
+    assert mean_over_segments(segments, real).tolist() == [[0.5, 1.0]]
+    weights = torch.tensor([0.5, 2.0]).softmax(dim=0)  # products of both segments with their mean
+    expected = [[[weights[0].item(), 0], [0, 2 * weights[1].item()], [0, 0]]]
+    torch.testing.assert_close(interact(segments, torch.tensor([[0.5, 1.0]]), real), torch.tensor(expected))
 
 
 def test_psp_cuts_the_same_connections_of_a_short_and_a_padded_video():

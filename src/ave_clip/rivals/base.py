@@ -43,6 +43,8 @@ class RivalConfig(PreTrainedConfig):
             Number of locations of the image features, which AVEL and PSP need to know; 1 for pooled features.
         hidden_size (`int`):
             Width of a modality after its first recurrent or attention layer. 256 gives the networks of all papers.
+        max_segments (`int`, *optional*):
+            Longest sequence that stage 3 trains on at once. RFJC has weights for so many segments.
     """
 
     model_type = "ave_clip_rival"
@@ -105,7 +107,7 @@ class RivalScores:
         class_logits (`torch.Tensor`, *optional*): Class scores of the whole video.
         gate (`torch.Tensor` of shape `(B, T)`, *optional*): CMBS: how far both modalities agree on an event.
         agreement_logits (`torch.Tensor`, *optional*): CMBS: class scores of the modalities on their own.
-        similarity (`torch.Tensor` of shape `(B, T)`, *optional*): PSP: cosine of both modalities; DAM: see there.
+        similarity (`torch.Tensor` of shape `(B, T)`, *optional*): PSP: cosine of both modalities.
         visual_attentions (`torch.Tensor` of shape `(B, T, P)`, *optional*): Weights of the locations.
     """
 
@@ -121,7 +123,11 @@ class RivalScores:
 class Rival(AlignedPreTrainedModel):
     """A network of previous work on features: `score`, `full_loss` and `weak_loss` follow its paper.
 
-    The class attribute `title` is its name in tables. The module of each rival names its paper and code.
+    The class attribute `title` is its name in tables, `settings` are the kinds of supervision that it is defined for.
+    The module of each rival names its paper and code.
+
+    Raises:
+        ValueError: If it is not defined for the supervision of the configuration.
     """
 
     config: RivalConfig
@@ -129,6 +135,15 @@ class Rival(AlignedPreTrainedModel):
     base_model_prefix = "rival"
     main_input_name = "image_features"
     title: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = SUPERVISION
+
+    def __init__(self, config: RivalConfig) -> None:
+        super().__init__(config)
+        if config.supervision not in self.settings:
+            raise ValueError(
+                f"{self.title} is not defined for supervision={config.supervision!r}, only for "
+                f"{' and '.join(map(repr, self.settings))}. Choose another network."
+            )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keeps the weights that the constructors of the layers set, which the authors' code uses."""

@@ -49,6 +49,16 @@ def network_title(text: str) -> str:
     return ", ".join([title, *text.split(":")[1:]])
 
 
+def supports(text: str, supervision: str) -> bool:
+    """Whether a network is defined for `"full"` or `"weak"` supervision.
+
+    Raises:
+        ValueError: If there is no network of that name, or it does not have such a field.
+    """
+    name, _ = parse_network(text)
+    return name in _AVE_CLIP or supervision in RIVALS[name].settings
+
+
 def build_network(
     text: str, source: FeatureSplits | H5Splits, overrides: Mapping[str, Any] | None = None
 ) -> AVEClipForLocalization | Rival:
