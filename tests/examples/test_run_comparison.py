@@ -300,6 +300,13 @@ def test_a_row_can_have_its_own_training(comparison):
         comparison.split_name("ave-clip:ema=high")
 
 
+def test_a_network_with_weights_of_segments_is_built_for_the_longest_training_clip(store):
+    assert build_network("rfjc:hidden_size=8", FeatureSplits(store)).config.max_segments == NUM_SEGMENTS
+    assert build_network("rfjc:hidden_size=8", TwoClips()).config.max_segments == 3
+    assert build_network("rfjc:hidden_size=8:max_segments=7", FeatureSplits(store)).config.max_segments == 7
+    assert build_network("psp:hidden_size=8", FeatureSplits(store)).config.max_segments is None
+
+
 class TwoClips:
     """The least that a network must know of its features."""
 

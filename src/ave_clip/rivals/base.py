@@ -136,6 +136,8 @@ class Rival(AlignedPreTrainedModel):
     main_input_name = "image_features"
     title: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = SUPERVISION
+    # Whether weights belong to segments by number, so that the longest sequence (`max_segments`) must be known.
+    has_segment_weights: ClassVar[bool] = False
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)

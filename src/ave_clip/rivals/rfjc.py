@@ -85,12 +85,13 @@ def _mix_segments(layer: nn.Linear, features: torch.Tensor, real: torch.Tensor) 
 class RFJC(Rival):
     """RFJC. There is no weak supervision in the authors' code.
 
-    `max_segments` of its configuration is the number of segments that its weights are for, 10 by default; stage 3 cuts
-    longer videos into windows of that length.
+    `max_segments` of its configuration is the number of segments that its weights are for, 10 by default. Stage 3 sets
+    it to that of the longest training clip, and cuts longer ones into windows of that length.
     """
 
     title = "RFJC"
     settings = ("full",)
+    has_segment_weights = True
 
     def __init__(self, config: RivalConfig) -> None:
         super().__init__(config)

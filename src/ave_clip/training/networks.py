@@ -10,6 +10,7 @@ from ..core.configuration_ave_clip import PRESETS, AVEClipConfig
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..rivals import RIVALS, Rival, RivalConfig, build_rival
 from .arguments import parse_overrides
+from .clip_windows import clip_lengths
 from .splits import FeatureSplits, H5Splits, SplitError
 
 # Preset and title of each network of this package.
@@ -88,4 +89,6 @@ def build_network(
     options["num_locations"] = 1 if image.dim() == 2 else image.shape[1:-1].numel()
     if "problem_type" in source.overrides:
         options["problem_type"] = source.overrides["problem_type"]
-    return build_rival(name, RivalConfig(id2label=source.id2label, **options, **overrides))
+    if RIVALS[name].has_segment_weights:
+        options["max_segments"] = max(clip_lengths(clips) or [len(audio)])
+    return build_rival(name, RivalConfig(id2label=source.id2label, **{**options, **overrides}))
