@@ -70,7 +70,8 @@ class JointCoAttention(nn.Module):
         return video, audio + self.dropout(self.audio_output(audio_joint).relu())
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        scores = torch.tanh(key.transpose(1, 2) @ query / math.sqrt(query.shape[-1]))  # (B, d, 2d)
+        key = key.transpose(1, 2) / math.sqrt(query.shape[-1])  # before the product, whose result is large
+        scores = torch.tanh(key @ query)  # (B, d, 2d)
         return torch.tanh(value @ self.dropout(scores)).relu()  # (B, T, 2d)
 
 
