@@ -18,6 +18,7 @@ from ave_clip.core.live_events import CausalLogits, LiveEvents
 from ave_clip.core.live_source import LiveInput
 from ave_clip.core.recording import Recording
 from tests.helpers.media import write_recording
+from tests.helpers.models import tiny_localizer, tiny_processor
 
 TASK = "audio-visual-event-localization"
 NO_TIMEOUT = 1000.0  # seconds; no test waits for it
@@ -143,6 +144,20 @@ def test_streams_that_cannot_be_localized_live_are_refused(localizer, clip, tmp_
     ):
         with pytest.raises(ValueError, match=message):
             list(localizer.stream(source, live=True, **options))
+
+
+def test_live_events_of_a_localizer_with_a_boundary_head_are_those_of_its_segments(clip, caplog):
+    labels = {"id2label": {0: "Bark", 1: "Horn"}, "problem_type": "multi_label"}
+    model = tiny_localizer(boundary_regression=True, **labels)
+    localizer = pipeline(TASK, model=model, processor=tiny_processor(), device="cpu")
+    with torch.no_grad():
+        localizer.model.category_head.classifier.bias[1] = 100  # one event throughout
+    with caplog.at_level("WARNING"):
+        parts = list(localizer.stream(clip, live=True, live_timeout=0.01))
+    events = [event for part in parts for event in part["events"]]
+    assert ("Horn", 0, 6) in spans(events)
+    assert all(time == int(time) for event in events for time in (event["start"], event["end"]))
+    assert caplog.text.count("Live events start and end with a segment") == 1
 
 
 def test_a_fragmented_mp4_is_read_forward(localizer, tmp_path):

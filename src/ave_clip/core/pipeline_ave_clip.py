@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .events import DEFAULT_DECODER
 from .label_space import LabelSpace
@@ -23,6 +24,8 @@ from .pipeline_base import (
 from .senses import add_senses, unknown_senses
 from .streaming import WindowLogits
 from .tasks import LOCALIZATION_TASK, ZERO_SHOT_TASK
+
+logger = logging.get_logger(__name__)
 
 
 class AudioVisualEventLocalizationPipeline(VideoPipeline):
@@ -259,6 +262,11 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
     ) -> tuple[LabelSpace, Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray | None]], dict[str, Any]]:
         self._look_for(postprocess.get("candidate_labels"))
         config, space = self.model.config, LabelSpace.of(self.model.config)
+        if getattr(config, "boundary_regression", False):
+            logger.warning(
+                "Live events start and end with a segment: the boundary head of this localizer (boundary_regression), "
+                "which predicts times between segments, needs the complete video."
+            )
         windows = CausalLogits(self.model, postprocess.get("num_segments") or self._longest_window)
 
         def score(output: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
