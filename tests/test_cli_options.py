@@ -14,7 +14,7 @@ from ave_clip.cli import app
         (["--max-download-seconds", "nan"], "must be above 0, got nan"),
         (["--compile", "--backend", "openvino"], "--compile works with torch"),
         (["--dtype", "float16", "--backend", "onnx"], "--dtype float16 works with torch"),
-        (["--decode-threads", "0"], "decode_threads=0, expected \"auto\" or a number of threads"),
+        (["--decode-threads", "0"], 'decode_threads=0, expected "auto" or a number of threads'),
         (["--top-k", "2", "--format", "srt"], "srt contains events only"),
         (["--theme", "light"], "--theme sets the colours of --plot"),
         (["--agreement-threshold", "0.1"], "--agreement-threshold requires --labels"),

@@ -3,14 +3,21 @@
 | row | what is measured |
 |---|---|
 | pipeline | how many times faster than real time a 640x360 video is localized, full-size towers, 16 and 4 frames per segment |
+| corpus | the same for many one-minute videos at once |
 | towers | items per second in the chosen half type at batch 160, divided by those of the plain towers in float32 |
 | cosine | least cosine of half-type embeddings to float32 |
-| training | milliseconds of a training step of the localizer, pooled and dense features |
+| graphs | small batches with `cuda_graphs`, divided by those without |
+| compile | items per second of the compiled towers at four times the batch |
+| reader | `iter_segments` without a model, divided by bare PyAV with two frame threads, both on two threads |
+| decoding | how many times faster than real time 1080p and 4K videos are read, with all threads |
+| training | milliseconds of a training step of the localizer, pooled and dense features, and of PSP |
 | start | time from start to the first result, divided by that of importing torch and transformers |
 | threads | whether segments and events are the same with one decoding thread and with all |
 
-The plain towers in float32 compute what the original AudioCLIP does; its code is not needed. Weights are random. Nothing
-is built or downloaded; on a GPU this takes less than five minutes.
+The plain towers in float32 compute what the original AudioCLIP does; its code is not needed. With
+`--original_audioclip` and `--original_psp` (see originals.py), the authors' code is timed on the same device, too. Weights
+are random. Nothing is built or downloaded; on a GPU this takes about five minutes. Rows without a wanted value are shown
+only.
 
     python examples/benchmarks/gpu.py
     python examples/benchmarks/gpu.py --device cpu --quick        (the same code on tiny inputs; nothing is judged)
@@ -28,7 +35,9 @@ from pathlib import Path
 
 import torch
 import train_step
+from decoding import decoding_rows, reader_rows
 from encoders import NUM_LABELS, build_model, pictures, waveforms
+from originals import original_audioclip, original_psp_step, psp_batch
 from recordings import repeat_recording, write_recording
 from timing import finish
 from torch import nn
@@ -36,11 +45,17 @@ from torch import nn
 from ave_clip import AudioCLIPConfig, AudioCLIPFeatureExtractor, AudioCLIPModel
 from ave_clip.core.categories import labels_with_background
 from ave_clip.core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from ave_clip.corpus_videos import localize_videos, plan_reading
 from ave_clip.programs import program
+from ave_clip.rivals import RivalConfig, build_rival
 from ave_clip.training.checkpoints import build_localizer, build_processor
 
 SECONDS_OF_SCENE = 10
 TIMES_REAL_TIME = {16: 180, 4: 250}
+CORPUS_TIMES_REAL_TIME = 350
+GRAPHS_AT_LEAST, GRAPH_BATCHES = 2.0, (10, 40)
+# Items per second, as measured before in bfloat16.
+COMPILED_AT_LEAST = {"audio": 15_300, "image": 19_600}
 TOWERS_AT_LEAST, COSINE_AT_LEAST = 2.0, 0.9995
 STEP_MILLISECONDS_AT_MOST, START_AT_MOST = 6.0, 1.5
 QUICK_VISION = {"image_size": 32, "width": 8, "depths": (1, 1, 1, 1), "num_attention_heads": 4}
@@ -60,6 +75,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=160, help="Items of the towers' rows.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="Tiny towers and inputs; misses are not an error.")
+    parser.add_argument("--original_audioclip", type=Path, metavar="DIR", help="Copy of AudioCLIP's repository.")
+    parser.add_argument("--original_psp", type=Path, metavar="FILE", help="fully_model.py of PSP's repository.")
     parser.add_argument("--output", help="JSON file for the results.")
     args = parser.parse_args(argv)
     args.model = None
@@ -71,9 +88,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def row(name: str, reached: float, at_least: float | None = None, at_most: float | None = None) -> dict:
-    """One row of the table; exactly one of the two limits is given."""
-    is_reached = reached >= at_least if at_least is not None else at_most is not None and reached <= at_most
-    wanted = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+    """One row of the table, with one limit or none."""
+    wanted, is_reached = "", True
+    if at_least is not None:
+        wanted, is_reached = f">= {at_least:g}", reached >= at_least
+    elif at_most is not None:
+        wanted, is_reached = f"<= {at_most:g}", reached <= at_most
     return {"row": name, "reached": float(f"{reached:.5g}"), "wanted": wanted, "is_reached": is_reached}
 
 
@@ -97,26 +117,61 @@ def encoder(args: argparse.Namespace) -> AudioCLIPModel:
     return AudioCLIPModel(config).eval().to(args.device)
 
 
-def tower_rows(args: argparse.Namespace, model: AudioCLIPModel) -> Iterator[dict]:
-    inputs = {
-        "audio": waveforms(args.batch_size).to(args.device),
-        "image": pictures(args.batch_size, model.config.vision_config.image_size).to(args.device),
+def tower_inputs(model: AudioCLIPModel, batch_size: int, device: str) -> dict[str, torch.Tensor]:
+    return {
+        "audio": waveforms(batch_size).to(device),
+        "image": pictures(batch_size, model.config.vision_config.image_size).to(device),
     }
 
-    def embed(network: AudioCLIPModel, kind: str) -> torch.Tensor:
-        if kind == "audio":
-            return network.audio_model(inputs["audio"]).audio_embeds
-        return network.vision_model(inputs["image"]).image_embeds
 
+def embed(network: AudioCLIPModel, inputs: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    if kind == "audio":
+        return network.audio_model(inputs["audio"]).audio_embeds
+    return network.vision_model(inputs["image"]).image_embeds
+
+
+def tower_rows(args: argparse.Namespace, model: AudioCLIPModel) -> Iterator[dict]:
+    inputs = tower_inputs(model, args.batch_size, args.device)
+    plain = {kind: median_seconds(args, lambda kind=kind: embed(model, inputs, kind)) for kind in inputs}
     for dtype in ("float16", "bfloat16"):
         fast = copy.deepcopy(model).optimize_for_inference(dtype=dtype)
         for kind in inputs:
-            cosine = nn.functional.cosine_similarity(embed(fast, kind).float(), embed(model, kind).float()).min()
+            embeds, expected = embed(fast, inputs, kind).float(), embed(model, inputs, kind).float()
+            cosine = nn.functional.cosine_similarity(embeds, expected).min()
             yield row(f"cosine, {kind}, {dtype}", cosine.item(), at_least=COSINE_AT_LEAST)
             if dtype == args.dtype:
-                plain = median_seconds(args, lambda kind=kind: embed(model, kind))
-                ratio = plain / median_seconds(args, lambda kind=kind, fast=fast: embed(fast, kind))
-                yield row(f"towers, {kind}, {dtype}, batch {args.batch_size}", ratio, at_least=TOWERS_AT_LEAST)
+                own = median_seconds(args, lambda kind=kind, fast=fast: embed(fast, inputs, kind))
+                name = f"towers, {kind}, {dtype}, batch {args.batch_size}"
+                yield row(name, plain[kind] / own, at_least=TOWERS_AT_LEAST)
+    if args.original_audioclip is not None:
+        for kind, encode in original_audioclip(args.original_audioclip, args.device).items():
+            seconds = median_seconds(args, lambda kind=kind, encode=encode: encode(inputs[kind]))
+            yield row(f"original AudioCLIP, {kind}, plain towers = 1", plain[kind] / seconds)
+
+
+def launch_rows(args: argparse.Namespace, model: AudioCLIPModel) -> Iterator[dict]:
+    """Rows of what saves kernel launches: CUDA graphs of small batches, and compilation of large ones."""
+    fast = copy.deepcopy(model).optimize_for_inference(dtype=args.dtype)
+    graphed = copy.deepcopy(model).optimize_for_inference(dtype=args.dtype, cuda_graphs=True)
+    for batch_size in GRAPH_BATCHES[: 1 if args.quick else None]:
+        inputs = tower_inputs(model, batch_size, args.device)
+        for kind in inputs:
+            eager, own = (
+                median_seconds(args, lambda network=network, batch=inputs, kind=kind: embed(network, batch, kind))
+                for network in (fast, graphed)
+            )
+            yield row(f"graphs, {kind}, {args.dtype}, batch {batch_size}", eager / own, at_least=GRAPHS_AT_LEAST)
+    del graphed
+    compiled = copy.deepcopy(model).optimize_for_inference(dtype=args.dtype, compile=True)
+    batch_size = args.batch_size if args.quick else 4 * args.batch_size
+    inputs = tower_inputs(model, batch_size, args.device)
+    # Compiling takes longer than everything else, and on the CPU there is nothing to learn from it.
+    torch.compiler.set_stance("force_eager" if args.quick else "default")
+    for kind, at_least in COMPILED_AT_LEAST.items():
+        seconds = median_seconds(args, lambda kind=kind: embed(compiled, inputs, kind))
+        name = f"compile, {kind}, {args.dtype}, batch {batch_size}, items per second"
+        yield row(name, batch_size / seconds, at_least=at_least)
+    torch.compiler.set_stance("default")
 
 
 def pipeline_rows(args: argparse.Namespace, model: AudioCLIPModel, video: str, seconds: int) -> Iterator[dict]:
@@ -125,11 +180,41 @@ def pipeline_rows(args: argparse.Namespace, model: AudioCLIPModel, video: str, s
     processor = build_processor(model.config, AudioCLIPFeatureExtractor(), max(TIMES_REAL_TIME))
     localizer.to(args.device).optimize_for_inference(dtype=args.dtype)
     localize = AudioVisualEventLocalizationPipeline(model=localizer, processor=processor, device=args.device)
+    yield from corpus_rows(args, localizer, processor, video)
     for count, at_least in TIMES_REAL_TIME.items():
         taken = median_seconds(args, lambda count=count: localize(video, num_frames_per_segment=count))
         yield row(f"pipeline, {count} frames per segment", seconds / taken, at_least=at_least)
     results = [localize(video, num_frames_per_segment=4, decode_threads=number) for number in (1, 4)]
     yield row("threads, same segments and events", float(results[0] == results[1]), at_least=1)
+
+
+class Copies:
+    """One video under many numbers."""
+
+    def __init__(self, video: str) -> None:
+        self.video = video
+
+    def open(self, number: int) -> tuple[str, str]:
+        return f"{number}", self.video
+
+
+def corpus_rows(args: argparse.Namespace, localizer, processor, video: str) -> Iterator[dict]:
+    """Rows of many videos, read by as many processes as `localize_corpus.py` chooses."""
+    folder = Path(video).parent
+    scene, seconds = folder / "scene.mp4", 2 if args.quick else 60
+    minute = scene if args.quick else repeat_recording(scene, folder / "minute.mp4", 60 // SECONDS_OF_SCENE)
+    for count in TIMES_REAL_TIME:
+        options = {"num_frames_per_segment": count, "device": args.device}
+        localize = AudioVisualEventLocalizationPipeline(model=localizer, processor=processor, **options)
+        plan = plan_reading(localize, 2 if args.quick else 1000)
+        num_videos = 2 if args.quick else 3 * max(1, plan.num_workers)
+        started = time.perf_counter()
+        results = list(localize_videos(localize, Copies(str(minute)), range(num_videos), plan))
+        taken = time.perf_counter() - started
+        if any(result["error"] for _, result in results):
+            raise RuntimeError(f"The corpus failed: {results[0][1]['error']}")
+        name = f"corpus, {count} frames per segment, {plan.num_workers} reading processes"
+        yield row(name, num_videos * seconds / taken, at_least=CORPUS_TIMES_REAL_TIME)
 
 
 def start_row(args: argparse.Namespace, video: str) -> dict:
@@ -149,6 +234,26 @@ def training_rows(args: argparse.Namespace) -> Iterator[dict]:
     for kind in train_step.FEATURE_TYPES:
         measured = train_step.measure(step_args, kind)
         yield row(measured["row"], measured["milliseconds"], at_most=STEP_MILLISECONDS_AT_MOST)
+    batch = psp_batch(step_args.batch_size, args.device)
+    steps = {"PSP of ave_clip.rivals": rival_step(batch)}
+    if args.original_psp is not None:
+        steps["PSP's own code"] = original_psp_step(args.original_psp, batch)
+    for name, step in steps.items():
+        milliseconds = 1000 * median_seconds(args, step)
+        yield row(f"training step, {name}, batch {step_args.batch_size}", milliseconds)
+
+
+def rival_step(batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Returns a function that runs one training step of this package's PSP."""
+    network = build_rival("psp", RivalConfig()).to(batch["labels"].device).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def step() -> None:
+        network(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -160,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         video = repeat_recording(scene, Path(folder) / "video.mp4", 6 * args.minutes) if args.minutes else scene
         with torch.inference_mode():
             model = encoder(args)
-            rows += [*tower_rows(args, model), *pipeline_rows(args, model, str(video), seconds)]
+            rows += [*tower_rows(args, model), *launch_rows(args, model)]
+            rows += pipeline_rows(args, model, str(video), seconds)
+        rows += [row(*measured) for measured in (*reader_rows(args, scene), *decoding_rows(args, Path(folder)))]
         rows += training_rows(args)
         if not args.quick:
             rows.append(start_row(args, str(scene)))

@@ -50,12 +50,23 @@ def talking(number: int, background: np.ndarray) -> np.ndarray:
 SCENES: dict[str, Callable[[int, np.ndarray], np.ndarray]] = {"moving": moving, "talking": talking, "still": still}
 
 
-def write_recording(path: Path, seconds: int = 10, scene: str = "moving", seed: int = 0) -> Path:
-    """Encodes a recording as H.264 and AAC: frames of a scene, and noise that swells once per second."""
-    background = scenery(seed)
+def write_recording(
+    path: Path, seconds: int = 10, scene: str = "moving", seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> Path:
+    """Encodes a recording as H.264 and AAC: frames of a scene, and noise that swells once per second.
+
+    Args:
+        path (`Path`): The file.
+        seconds (`int`): Its length.
+        scene (`str`): A name of `SCENES`.
+        seed (`int`): Seed of the scenery and the noise.
+        size (`tuple[int, int]`): Height and width. The bit rate grows with the number of pixels.
+    """
+    background = scenery(seed, *size)
+    bit_rate = BIT_RATE * size[0] * size[1] // (HEIGHT * WIDTH)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FRAME_RATE, options={"preset": "veryfast"})
-        video.width, video.height, video.pix_fmt, video.bit_rate = WIDTH, HEIGHT, "yuv420p", BIT_RATE
+        (video.height, video.width), video.pix_fmt, video.bit_rate = size, "yuv420p", bit_rate
         audio = container.add_stream("aac", SAMPLING_RATE, layout="mono")
         for number in range(seconds * FRAME_RATE):
             frame = av.VideoFrame.from_ndarray(SCENES[scene](number, background), format="rgb24")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ave_clip.core.configuration_audioclip import AudioCLIPAudioConfig
+from ave_clip.core.cuda_graphs import GraphedCalls
 from ave_clip.core.fast_inference import (
     BlockedLinear,
     FastLinear,
@@ -382,6 +383,35 @@ def test_compiled_towers_answer_as_before(model):
     model.optimize_for_inference(compile=True)
     for number, values in zip((3, 4, 2), expected):
         assert_close(embeddings(model, number), values)
+
+
+def test_small_batches_run_as_graphs_with_the_same_answers(model, monkeypatch):
+    """On a GPU a graph is recorded; here it is a call that writes to the same memory, as a graph does."""
+    recorded = []
+
+    def record(self, batch):
+        recorded.append(len(batch))
+        outputs = self.function(batch)
+
+        def replay() -> None:
+            fresh = self.function(batch)
+            pairs = [(outputs, fresh)] if isinstance(outputs, torch.Tensor) else zip(outputs, fresh)
+            for output, value in pairs:
+                output.copy_(value)
+
+        return outputs, replay
+
+    expected = [embeddings(model, number) for number in (3, 12, 2)]
+    model.optimize_for_inference(cuda_graphs=True)
+    assert_close(embeddings(model, 3), expected[0])  # on the CPU nothing is recorded
+    monkeypatch.setattr(GraphedCalls, "_is_recordable", lambda *_: True)
+    monkeypatch.setattr(GraphedCalls, "_record", record)
+    monkeypatch.setattr("ave_clip.core.fast_towers.few_at_a_time", lambda items, dtype: (items,))
+    for number, values in zip((3, 12, 2), expected):
+        assert_close(embeddings(model, number), values)
+    assert sorted(set(recorded)) == [10, 20] and len(recorded) == len(set(recorded)) * 2  # of two towers
+    with pytest.raises(ValueError, match="exclude each other"):
+        model.optimize_for_inference(compile=True, cuda_graphs=True)
 
 
 def test_inference_linear_equals_a_linear_layer_and_keeps_its_gradients():

@@ -23,7 +23,18 @@ def benchmark(monkeypatch):
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("timing", "encoders", "fusion", "localizer", "run", "train_step", "gpu", "recordings"):
+    for name in (
+        "timing",
+        "encoders",
+        "fusion",
+        "localizer",
+        "run",
+        "train_step",
+        "gpu",
+        "recordings",
+        "decoding",
+        "originals",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -133,8 +144,27 @@ def test_parts_run_in_a_process_of_their_own(benchmark, tmp_path):
     assert content["machine"]["threads"] == 1
 
 
+def test_the_authors_code_is_imported_from_a_folder_of_the_user(benchmark, tmp_path):
+    originals = benchmark("originals")
+    network = """
+import torch
+class psp_net(torch.nn.Module):
+    def __init__(self, audio, image, hidden, classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(audio, classes).cuda()
+    def forward(self, audio, video, threshold):
+        assert video.shape[2:] == (7, 7, 512)
+        return None, self.layer(audio + torch.zeros(1).cuda()), None
+"""
+    (tmp_path / "fully_model.py").write_text(network)
+    originals.original_psp_step(tmp_path / "fully_model.py", originals.psp_batch(2, "cpu"))()
+    with pytest.raises(FileNotFoundError, match="AudioCLIP's repository"):
+        originals.original_audioclip(tmp_path, "cpu")
+
+
 def test_the_check_of_a_gpu_runs_on_the_cpu_with_tiny_inputs(benchmark):
     rows = benchmark("gpu").main(["--device", "cpu", "--quick"])["rows"]
     reached = {row["row"]: row["reached"] for row in rows}
     assert reached["threads, same segments and events"] == 1
-    assert len(rows) == 4 + 2 + 3 + 2 and all(value > 0 for value in reached.values())
+    # Cosines, towers, graphs, compile; corpus and pipeline, threads; reader, decoding; training.
+    assert len(rows) == (4 + 2 + 2 + 2) + (4 + 1) + (3 + 2) + 3 and all(value > 0 for value in reached.values())

@@ -33,10 +33,16 @@ class InferenceOptions:
     Args:
         dtype (`torch.dtype`, *optional*): Dtype of the convolutions; by default that of the weights.
         compile (`bool`): Whether to compile the convolutions.
+        cuda_graphs (`bool`): Whether to run small batches on a GPU as CUDA graphs.
     """
 
     dtype: torch.dtype | None = None
     compile: bool = False
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compile and self.cuda_graphs:
+            raise ValueError("compile=True and cuda_graphs=True exclude each other. Choose one of them.")
 
 
 class HeldCopy:
@@ -139,6 +145,8 @@ class FastPath:
         copy = self.fold(self.tower, dtype, fused).eval()
         if self.options.compile:
             copy.compile_convolutions()
+        elif self.options.cuda_graphs:
+            copy.record_convolutions()
         return copy
 
     def __getstate__(self) -> dict:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_audioclip import AudioCLIPAudioConfig
+from .cuda_graphs import GraphedCalls
 from .fast_inference import (
     TERMS_AT_ONCE,
     BlockedLinear,
@@ -122,6 +123,11 @@ class FoldedVisionTower(nn.Module):
     def compile_convolutions(self) -> None:
         """Compiles everything up to the last feature map."""
         self.feature_map = torch.compile(self.feature_map, options={"freezing": True})
+
+    def record_convolutions(self) -> None:
+        """Runs small batches up to the last feature map as CUDA graphs."""
+        recorded: Any = GraphedCalls(self.feature_map)
+        self.feature_map = recorded
 
     def feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the last feature map of images `(B, 3, side, side)`."""
@@ -238,6 +244,11 @@ class FoldedAudioTower(nn.Module):
         """Compiles everything except the spectrogram, whose sums must not be reordered."""
         self.trunk.compile(options={"freezing": True})
 
+    def record_convolutions(self) -> None:
+        """Runs small batches of everything except the spectrogram as CUDA graphs."""
+        recorded: Any = GraphedCalls(self.trunk.forward)
+        self.trunk.forward = recorded
+
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns pooled vectors `(B, H)`, last feature map and filter loss of a waveform `(B, S)`."""
         parts = []
@@ -298,6 +309,11 @@ class FoldedMobileTower(nn.Module):
         """Compiles everything."""
         self.layers.compile(options={"freezing": True})
 
+    def record_convolutions(self) -> None:
+        """Runs small batches as CUDA graphs."""
+        recorded: Any = GraphedCalls(self.layers.forward)
+        self.layers.forward = recorded
+
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Returns the last feature map `(B, D, h, w)` of images or patches `(B, C, H, W)`."""
         parts = few_at_a_time(items.to(self.dtype), self.dtype)
@@ -340,9 +356,11 @@ FOLDED_TOWERS = {
 FAST_LINEARS = ("visual_map_projection", "visual_attention.visual_projection", "visual_attention.visual_score")
 
 
-def optimize_towers(model: PreTrainedModel, dtype: torch.dtype | str | None, compile: bool) -> None:
+def optimize_towers(
+    model: PreTrainedModel, dtype: torch.dtype | str | None, compile: bool, cuda_graphs: bool = False
+) -> None:
     """Implements [`AlignedPreTrainedModel.optimize_for_inference`]."""
-    options = InferenceOptions(inference_dtype(dtype), bool(compile))
+    options = InferenceOptions(inference_dtype(dtype), bool(compile), bool(cuda_graphs))
     undo_optimization(model)
     try:
         for module in list(model.modules()):

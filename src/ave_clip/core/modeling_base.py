@@ -75,7 +75,7 @@ class AlignedPreTrainedModel(LoadsBuiltinNames, HasFastPath, PreTrainedModel):
             )
 
     def optimize_for_inference(
-        self, dtype: torch.dtype | str | None = None, compile: bool = False
+        self, dtype: torch.dtype | str | None = None, compile: bool = False, cuda_graphs: bool = False
     ) -> "AlignedPreTrainedModel":
         """
         Makes the image and audio towers faster in evaluation mode without gradients.
@@ -97,18 +97,23 @@ class AlignedPreTrainedModel(LoadsBuiltinNames, HasFastPath, PreTrainedModel):
                 float32, and the outputs keep their dtype.
             compile (`bool`): Whether to compile the convolutions with `torch.compile` as well. This needs a C++
                 compiler and half a minute per new input shape. On CPUs the fused kernels used without it are as fast.
+            cuda_graphs (`bool`): Whether to run batches of up to 40 items as CUDA graphs, which saves the time to
+                start each kernel and takes memory for each size of batch. No effect on other devices. Not with
+                `compile`. This was written without a GPU and has not been run on one yet;
+                `examples/benchmarks/gpu.py` does.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: If the dtype is not a floating one, or if layers were replaced (by adapters, for example).
+            ValueError: If the dtype is not a floating one, if `compile` and `cuda_graphs` are given together, or if
+                layers were replaced (by adapters, for example).
         """
         # Imported here because the models work without this file. Checkpoints with custom code contain it anyway:
         # transformers copies every file that is imported anywhere.
         from .fast_towers import optimize_towers
 
-        optimize_towers(self, dtype, compile)
+        optimize_towers(self, dtype, compile, cuda_graphs)
         return self
 
     def undo_inference_optimization(self) -> "AlignedPreTrainedModel":
