@@ -5,8 +5,8 @@ Neither is part of this repository. Get them with
     git clone https://github.com/AndreyGuzhov/AudioCLIP
     git clone https://github.com/jasongief/PSP_CVPR_2021
 
-and pass `--original_audioclip AudioCLIP` and `--original_psp PSP_CVPR_2021/fully_model.py`. AudioCLIP needs the packages
-that its requirements.txt names.
+and pass `--original_audioclip AudioCLIP` and `--original_psp PSP_CVPR_2021/fully_model.py`. AudioCLIP needs the
+packages that its requirements.txt names.
 """
 
 import contextlib
