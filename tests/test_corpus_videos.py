@@ -135,10 +135,13 @@ def test_a_claim_excludes_others_until_its_process_ends(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_locks_nobody_has_a_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr("ave_clip.files.fcntl", None)
-    claim = Claim(tmp_path / "part")
-    assert not claim.is_known and not claim.is_mine
+def test_without_locks_each_process_keeps_to_its_share(localizer, corpus, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    run = CorpusRun(corpus, tmp_path, CorpusSettings(checkpoint, videos_per_part=2), num_workers=0)
+    run.begin()
+    first, second, third = run.missing_parts()
+    run._compute(localizer, [first], [third, second])
+    assert run.missing_parts() == [second, third]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks")

@@ -6,7 +6,7 @@ Neither is part of this repository. Get them with
     git clone https://github.com/jasongief/PSP_CVPR_2021
 
 and pass `--original_audioclip AudioCLIP` and `--original_psp PSP_CVPR_2021/fully_model.py`. AudioCLIP needs the
-packages that its requirements.txt names.
+packages that its requirements.txt names, and assets/bpe_simple_vocab_16e6.txt.gz of its releases.
 """
 
 import contextlib
