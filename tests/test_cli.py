@@ -10,16 +10,21 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ave_clip.cli import app
 from tests.helpers.media import write_recording
 
 
-def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+def run(*arguments: str) -> Result:
+    """The command in this process, which has imported torch already."""
+    return CliRunner(env={"COLUMNS": "100"}).invoke(app, arguments)
+
+
+def run_process(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """The command in a process of its own, as a shell starts it."""
     command = [sys.executable, "-m", "ave_clip", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,8 @@ def files(tmp_path_factory):
 
 def test_one_bad_file_does_not_stop_the_others(checkpoint, files, tmp_path):
     good, bad, dashed = files
-    result = run(
-        "localize", "--model", checkpoint, "--format", "jsonl", "--", str(good), str(bad), dashed.name, cwd=good.parent
-    )
+    arguments = ("--model", checkpoint, "--format", "jsonl", "--", str(good), str(bad), dashed.name)
+    result = run_process("localize", *arguments, cwd=good.parent)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.returncode == 1
     assert [line["video"] for line in lines] == [str(good), dashed.name]
@@ -49,7 +53,7 @@ def test_output_goes_to_a_file_in_the_format_of_its_suffix(checkpoint, files, tm
     good, _, _ = files
     for suffix in ("json", "csv"):
         result = run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path / f"out.{suffix}"))
-        assert (result.returncode, result.stdout) == (0, "")
+        assert (result.exit_code, result.stdout) == (0, "")
     (video,) = json.loads((tmp_path / "out.json").read_text())
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -61,25 +65,26 @@ def test_output_goes_to_a_file_in_the_format_of_its_suffix(checkpoint, files, tm
 def test_the_table_names_every_video(checkpoint, files):
     good, _, dashed = files
     result = run("localize", str(good), str(dashed), "--model", checkpoint)
-    assert result.returncode == 0
+    assert result.exit_code == 0
     assert "a clip.mp4" in result.stdout and "-dash.mp4" in result.stdout
 
 
 def test_a_pipe_is_written_and_a_folder_refused(checkpoint, files, tmp_path):
     good, _, _ = files
-    result = run("localize", str(good), "--model", checkpoint, "--format", "jsonl", "--output", "/dev/stdout")
+    arguments = ("--model", checkpoint, "--format", "jsonl", "--output", "/dev/stdout")
+    result = run_process("localize", str(good), *arguments)
     assert json.loads(result.stdout)["video"] == str(good)
-    assert run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path)).returncode == 2
+    assert run("localize", str(good), "--model", checkpoint, "--output", str(tmp_path)).exit_code == 2
 
 
 def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, tmp_path):
     good, bad, _ = files
     before = good.read_bytes()
     result = run("localize", str(good), "--model", checkpoint, "--output", str(good))
-    assert result.returncode == 2 and good.read_bytes() == before
+    assert result.exit_code == 2 and good.read_bytes() == before
     (tmp_path / "old.json").write_text("[1]")
     result = run("localize", str(bad), "--model", checkpoint, "--output", str(tmp_path / "old.json"))
-    assert result.returncode == 1 and "is unchanged" in result.stderr
+    assert result.exit_code == 1 and "is unchanged" in result.stderr
     assert (tmp_path / "old.json").read_text() == "[1]" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -96,7 +101,7 @@ def test_neither_a_video_nor_earlier_results_are_overwritten(checkpoint, files, 
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments):
-    assert run(*arguments).returncode == 2
+    assert run(*arguments).exit_code == 2
 
 
 def test_frames_may_share_an_encoding(checkpoint, files):
@@ -104,7 +109,7 @@ def test_frames_may_share_an_encoding(checkpoint, files):
         run("localize", str(files[0]), "--model", checkpoint, "--format", "json", *options)
         for options in ((), ("--frame-tolerance", "0", "--backend", "torch"))
     ]
-    assert [result.returncode for result in results] == [0, 0]
+    assert [result.exit_code for result in results] == [0, 0]
     plain, shared = (json.loads(result.stdout) for result in results)
     for segment, other in zip(plain[0]["segments"], shared[0]["segments"], strict=True):
         assert other["label"] == segment["label"] and other["score"] == pytest.approx(segment["score"], abs=1e-3)
@@ -112,14 +117,13 @@ def test_frames_may_share_an_encoding(checkpoint, files):
 
 def test_torch_weights_are_not_run_by_another_backend(checkpoint):
     result = run("localize", "x.mp4", "--model", checkpoint, "--backend", "onnxruntime")
-    assert result.returncode == 1
-    assert "ave-clip export" in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 1 and "ave-clip export" in result.stderr
 
 
 def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path):
     result = run("localize", "x.mp4", "--model", str(tmp_path / "nothing"))
-    assert result.returncode == 1 and "there is no such folder" in result.stderr
-    assert "cannot load the model" in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 1 and "there is no such folder" in result.stderr
+    assert "cannot load the model" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_a_damaged_checkpoint_is_one_line_without_a_traceback(checkpoint, tmp_path):
@@ -144,10 +148,10 @@ def test_a_damaged_checkpoint_is_one_line_without_a_traceback(checkpoint, tmp_pa
 def test_synthesize_makes_a_data_set_and_does_not_overwrite(tmp_path):
     out = tmp_path / "set"
     first = run("synthesize", str(out), "--videos", "5", "--seed", "3", "--workers", "1")
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.stderr
     assert len(list((out / "AVE").glob("*.mp4"))) == 5
     again = run("synthesize", str(out), "--videos", "5")
-    assert again.returncode == 1 and str(out) in again.stderr
+    assert again.exit_code == 1 and str(out) in again.stderr
 
 
 def test_every_message_begins_with_the_name_of_the_command(checkpoint, tmp_path):

@@ -208,9 +208,17 @@ RUNNABLE = ("bash", "python")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language in RUNNABLE for block in BLOCKS[page])])
-def test_commands_and_snippets_run_and_print_what_the_page_shows(world, page):
+def test_commands_and_snippets_run_and_print_what_the_page_shows(world, page, request, monkeypatch):
     if page == "docs/train.md":
         (world / "ave-clip").unlink()  # this page makes it
+    if page == "docs/share.md":
+        tiny_onnx = request.getfixturevalue("tiny_onnx")
+
+        def copy_export(model, folder, **options):  # exporting takes long, and tests/checkpoints/test_onnx.py does it
+            assert model == "ave-clip-tiny"
+            shutil.copytree(tiny_onnx, folder)
+
+        monkeypatch.setattr("ave_clip.checkpoints.onnx_export.export_onnx", copy_export)
     for block in BLOCKS[page]:
         if block.language not in RUNNABLE:
             continue

@@ -1,6 +1,5 @@
 """A saved checkpoint in a fresh process, through transformers' Auto classes."""
 
-import os
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 import ave_clip
+from tests.helpers.fresh import run_fresh
 from tests.helpers.models import TINY_FOLDER, tiny_localizer
 
 LOAD = """
@@ -28,9 +28,7 @@ torch.save({name: value for name, value in model.state_dict().items()}, sys.argv
 
 
 def test_auto_classes_load_the_checkpoint_bit_exactly(checkpoint, tmp_path):
-    command = [sys.executable, "-c", LOAD, checkpoint, str(tmp_path / "state.pt")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    result = run_fresh(LOAD, checkpoint, tmp_path / "state.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [
         "AVEClipConfig",
@@ -62,8 +60,7 @@ print(type(pipeline("audio-visual-event-localization", model=sys.argv[1])).__nam
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_order_of_imports_does_not_matter(order, checkpoint):
-    command = [sys.executable, "-c", ORDERS[order] + LOAD_PIPELINE, checkpoint]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = run_fresh(ORDERS[order] + LOAD_PIPELINE, checkpoint)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "AudioVisualEventLocalizationPipeline"
 

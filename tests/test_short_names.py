@@ -1,13 +1,12 @@
 """The modules that documents mention have short names, as attributes and in import statements."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 
 import ave_clip
 from ave_clip.short_names import MODULES
+from tests.helpers.fresh import run_fresh
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -26,7 +25,7 @@ from ave_clip.timeline import plot_timeline
 import ave_clip.overlay as overlay
 print(plot_timeline.__name__, overlay.write_overlay.__name__)
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = run_fresh(script)
     names = ["load_ave", "format_srt", "merge", "plot_timeline", "write_overlay"]
     assert result.stdout.split() == names, result.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProc
 from ave_clip.training.checkpoints import build_localizer, load_encoder, load_processor, towers_fingerprint
 from tests.checkpoints.test_hub_export import WITHOUT_PACKAGE
 from tests.helpers.encoders import SAVERS
+from tests.helpers.fresh import run_fresh
 from tests.helpers.media import write_recording
 from tests.helpers.models import TINY_LOCALIZER, tiny_config
 
@@ -60,9 +59,8 @@ def test_exports_run_without_the_package_as_with_it(encoder_folders, tmp_path):
     assert {"LICENSE", "NOTICE"} <= {path.name for path in (tmp_path / "exported-mini").iterdir()}
     card = (tmp_path / "exported-texts" / "README.md").read_text()
     assert "(`siglip`)" in card and "trust_remote_code=True" in card
-    command = [sys.executable, "-c", WITHOUT_PACKAGE + USE, video, *exported.values()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    result = run_fresh(WITHOUT_PACKAGE + USE, video, *exported.values(), environment=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout.splitlines()[-1])
     for name, folder in exported.items():

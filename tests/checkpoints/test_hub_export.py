@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ave_clip.checkpoints.hub_export import export_for_hub
 from ave_clip.checkpoints.push import checkpoint_files
 from tests.core.test_pipeline_zero_shot import save_tiny_audioclip
 from tests.helpers.fake_hub import TOKEN, FakeHub
+from tests.helpers.fresh import run_fresh
 from tests.helpers.media import write_recording
 from tests.helpers.models import tiny_localizer, tiny_processor
 
@@ -140,9 +139,8 @@ print(json.dumps({
 
 def run(code: str, hub: FakeHub, home: Path, *arguments: object, token: str | None = TOKEN) -> dict:
     """The JSON that a new process prints in the end."""
-    environment = {**os.environ, **hub.environment(home, token), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, timeout=300)
+    environment = {**os.environ, **hub.environment(home, token)}
+    result = run_fresh(code, *arguments, environment=environment, cwd=home)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

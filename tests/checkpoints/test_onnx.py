@@ -25,8 +25,8 @@ SAMPLE = str(SYNTHETIC_SAMPLE)
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory) -> str:
-    return str(export_onnx(TINY_FOLDER, tmp_path_factory.mktemp("export") / "tiny"))
+def embedded(tiny_onnx) -> str:
+    return str(tiny_onnx)
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +70,29 @@ def test_the_pipeline_runs_an_export(embedded, backend):
     assert result["heatmaps"] == pytest.approx(expected["heatmaps"], abs=1e-3)
 
 
-def test_a_network_of_other_parts_is_exported_too(tmp_path):
+def test_a_network_of_other_parts_and_shorter_segments_is_exported_too(tmp_path):
+    processor = tiny_processor()
+    processor.video_processor.segment_seconds = 0.5
     model = tiny_localizer(visual_feature_type="layer4", use_event_attention=False).eval()
-    folder = export_onnx(model, tmp_path / "out", tiny_processor())
+    folder = export_onnx(model, tmp_path / "out", processor)
     exported = AutoModelForVideoClassification.from_pretrained(folder)
     side = model.config.audioclip_config.vision_config.image_size
-    pixels, sound = torch.randn(2, 4, 2, 3, side, side), 3000 * torch.randn(2, 4, 8000)
+    pixels, sound = torch.randn(2, 4, 2, 3, side, side), 3000 * torch.randn(2, 4, 4000)
     with torch.no_grad():
-        expected = model(pixel_values=pixels, input_values=sound).logits
+        features, expected = model.encode(pixels, sound), model(pixel_values=pixels, input_values=sound).logits
+    for found, wanted in zip(exported.encode(pixels, sound), features, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     found = exported(pixel_values=pixels, input_values=sound)
     torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-4)
     assert found.event_logits is None
-    assert AVEClipProcessor.from_pretrained(folder).to_dict() == tiny_processor().to_dict()
+    assert AVEClipProcessor.from_pretrained(folder).to_dict() == processor.to_dict()
 
 
-def test_a_localizer_of_pooled_features_is_one_graph(tmp_path):
-    sizes = {"use_encoders": False, "image_feature_size": 6, "audio_feature_size": 5}
-    model = tiny_localizer(visual_feature_type="pooled", **sizes).eval()
-    folder = export_onnx(model, tmp_path / "out")
-    assert [path.name for path in folder.glob("*.onnx")] == ["temporal.onnx"]
+POOLED = {"visual_feature_type": "pooled", "use_encoders": False, "image_feature_size": 6, "audio_feature_size": 5}
+SMALL = {"window_sizes": (2,), "attention_domains": "temporal", "use_refiner": False}  # fewer operators to export
+
+
+def assert_same_logits(folder, model):
     features = {"image_features": torch.randn(2, 7, 6), "audio_features": torch.randn(2, 7, 5)}
     with torch.no_grad():
         expected = model(**features).logits
@@ -96,31 +100,21 @@ def test_a_localizer_of_pooled_features_is_one_graph(tmp_path):
     torch.testing.assert_close(exported(**features).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_localizer_of_pooled_features_is_one_graph(tmp_path):
+    model = tiny_localizer(**POOLED, **SMALL).eval()
+    folder = export_onnx(model, tmp_path / "out")
+    assert [path.name for path in folder.glob("*.onnx")] == ["temporal.onnx"]
+    assert_same_logits(folder, model)
+
+
 def test_pooled_features_are_normalised_and_no_processor_is_needed(tmp_path):
-    sizes = {"use_encoders": False, "image_feature_size": 6, "audio_feature_size": 5, "normalize_features": True}
-    model = tiny_localizer(visual_feature_type="pooled", **sizes).eval()
+    model = tiny_localizer(**POOLED, **SMALL, normalize_features=True).eval()
     for norm, width in ((model.image_norm, 6), (model.audio_norm, 5)):
         for buffer in norm.buffers():
             if buffer.shape == (width,):
                 buffer.copy_(torch.rand(width) + 0.5)
     model.save_pretrained(tmp_path / "model")
-    exported = AVEClipOnnxForLocalization.from_pretrained(export_onnx(tmp_path / "model", tmp_path / "out"))
-    features = {"image_features": torch.randn(2, 7, 6), "audio_features": torch.randn(2, 7, 5)}
-    with torch.no_grad():
-        torch.testing.assert_close(exported(**features).logits, model(**features).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_segments_of_another_length_are_exported_with_theirs(tmp_path):
-    processor = tiny_processor()
-    processor.video_processor.segment_seconds = 0.5
-    model = tiny_localizer().eval()
-    exported = AVEClipOnnxForLocalization.from_pretrained(export_onnx(model, tmp_path / "out", processor))
-    side = model.config.audioclip_config.vision_config.image_size
-    pixels, sound = torch.randn(1, 3, 1, 3, side, side), 3000 * torch.randn(1, 3, 4000)
-    with torch.no_grad():
-        expected = model.encode(pixels, sound)
-    for found, wanted in zip(exported.encode(pixels, sound), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert_same_logits(export_onnx(tmp_path / "model", tmp_path / "out"), model)
 
 
 def test_what_the_processor_gives_is_taken_unless_it_is_padded(embedded, model):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ import ave_clip
 from ave_clip.core.builtin_checkpoints import builtin_checkpoints, resolve_checkpoint
 from ave_clip.core.configuration_ave_clip_mini import AVEClipMiniConfig
 from ave_clip.core.modeling_ave_clip_mini import AVEClipMiniForLocalization
+from tests.helpers.fresh import run_fresh
 from tests.helpers.models import TINY_FOLDER
 
 NAME = "ave-clip-tiny"
@@ -73,7 +72,7 @@ def test_a_pipeline_takes_the_name_with_and_without_a_task(arguments):
 
 def test_the_name_works_where_transformers_was_imported_first():
     script = f"from transformers import AutoConfig, pipeline; import ave_clip; print(pipeline(model={NAME!r}).task)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = run_fresh(script)
     assert result.stdout.strip() == "audio-visual-event-localization", result.stderr
 
 

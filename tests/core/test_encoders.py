@@ -1,8 +1,5 @@
 """Composite encoders of transformers' real classes, tiny and with random weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from ave_clip.core.modeling_audio_visual_encoder import AudioVisualEncoderModel
 from ave_clip.core.processing_audio_visual_encoder import AudioVisualEncoderProcessor
 from ave_clip.core.towers import concepts_for, same_classes
 from tests.helpers.encoders import AUDIO_CLASSES, IMAGE_CLASSES, SAVERS
+from tests.helpers.fresh import run_fresh
 
 MINI = "ave-clip-mini"
 # Image tower, audio tower, and the sizes of an image, of a location, of all locations, and of a window.
@@ -152,8 +150,7 @@ def test_saved_encoders_give_the_same_in_a_fresh_process(joined, tmp_path):
         with torch.no_grad():
             expected[folder] = model(*inputs[folder])
     torch.save(inputs, tmp_path / "inputs.pt")
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "inputs.pt"), *inputs]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = run_fresh(LOAD, tmp_path / "inputs.pt", *inputs)
     assert result.returncode == 0, result.stderr
     for folder, output in expected.items():
         for name, value in torch.load(f"{folder}/output.pt").items():

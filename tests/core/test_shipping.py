@@ -1,10 +1,7 @@
 """`core/` ships with every checkpoint: whole, flat, and with models that work without the optional files."""
 
 import inspect
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +9,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import ave_clip
 from ave_clip.core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
+from tests.helpers.fresh import run_fresh
 from tests.helpers.models import tiny_localizer
 
 CORE = Path(inspect.getfile(AudioVisualEventLocalizationPipeline)).parent
@@ -45,6 +43,7 @@ def test_models_compute_without_the_files_of_fast_inference(tmp_path):
     code = f"""
 import sys, torch
 sys.modules["ave_clip"] = None  # whoever imports it fails
+sys.path.insert(0, {str(tmp_path)!r})
 from plain_core.modeling_ave_clip import AVEClipForLocalization
 from plain_core.pipeline_ave_clip import AudioVisualEventLocalizationPipeline
 model = AVEClipForLocalization.from_pretrained({str(tmp_path / "model")!r})
@@ -53,8 +52,7 @@ with torch.no_grad():
 assert not model.undo_inference_optimization().is_optimized_for_inference
 torch.save(output.logits, {str(tmp_path / "logits.pt")!r})
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    result = run_fresh(code)
     assert result.returncode == 0, result.stderr
     with torch.no_grad():
         expected = model(pixel_values=torch.ones(1, 4, 2, 3, 64, 64), input_values=torch.ones(1, 4, 4000)).logits
