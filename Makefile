@@ -10,7 +10,7 @@ SMOKE = tests/core/test_configuration_audioclip.py tests/core/test_processing_av
 	tests/data/test_ave.py tests/data/test_custom.py tests/data/test_h5.py tests/data/test_storage.py \
 	tests/outputs/test_timeline.py tests/training/test_arguments.py
 
-.PHONY: style quality types docs test lowest
+.PHONY: style quality types docs test lowest lowest-environment lowest-tests
 
 style:
 	$(PYTHON) -m ruff check --fix .
@@ -33,7 +33,11 @@ test:
 
 # The lowest version of every direct dependency that setup.cfg allows, in an environment of its own. uv, because pip
 # can only resolve upwards.
-lowest:
+lowest: lowest-environment lowest-tests
+
+lowest-environment:
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest --resolution lowest-direct --editable ".[test]"
+
+lowest-tests:
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 $(SMOKE)

@@ -65,6 +65,12 @@ def test_the_order_of_imports_does_not_matter(order, checkpoint):
     assert result.stdout.strip() == "AudioVisualEventLocalizationPipeline"
 
 
+def test_a_built_in_name_works_where_transformers_was_imported_first():
+    code = "from transformers import pipeline; import ave_clip; print(pipeline(model='ave-clip-tiny').task)"
+    result = run_fresh(code)
+    assert result.stdout.strip() == "audio-visual-event-localization", result.stderr
+
+
 def loaded_by(arguments: list[str]) -> list[str]:
     """Those of the slow libraries that a command line loads."""
     command = [sys.executable, "-X", "importtime", *arguments]
