@@ -31,7 +31,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoConfig
 
 from ave_clip import AVEClipConfig, AVEClipForLocalization, AVEClipProcessor
-from ave_clip.core.builtin_checkpoints import limits_of, resolve_checkpoint
+from ave_clip.core.builtin_checkpoints import find_checkpoint, limits_of, resolve_checkpoint
 from ave_clip.core.categories import MULTI_LABEL, SINGLE_LABEL
 from ave_clip.core.events import DECODERS
 from ave_clip.core.label_encoder import LabelEncoder
@@ -155,9 +155,10 @@ def load_localizer(name: str) -> AVEClipForLocalization:
     """Load a localizer.
 
     Raises:
+        OSError: if there is none of that name.
         ValueError: if the checkpoint is another model.
     """
-    found = AutoConfig.from_pretrained(name).model_type
+    found = AutoConfig.from_pretrained(find_checkpoint(name)).model_type
     if found != AVEClipConfig.model_type:
         raise ValueError(
             f"{name} is a checkpoint of {found!r}, but a localizer ({AVEClipConfig.model_type!r}) is needed. "
@@ -206,7 +207,7 @@ def check_categories(found: Sequence[str], localizer: AVEClipForLocalization) ->
 
 def has_several_labels(names: Sequence[str]) -> bool:
     """Whether one of the localizers predicts several labels per segment."""
-    configs = (AutoConfig.from_pretrained(name) for name in names)
+    configs = [AutoConfig.from_pretrained(find_checkpoint(name)) for name in names]
     return any(getattr(config, "problem_type", SINGLE_LABEL) == MULTI_LABEL for config in configs)
 
 

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 import ave_clip
 from ave_clip import plot_timeline
-from ave_clip.core.builtin_checkpoints import limits_of
+from ave_clip.core.builtin_checkpoints import find_checkpoint, limits_of
 from ave_clip.core.text import printable
 from ave_clip.outputs.drawing import percent
 from ave_clip.programs import program
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(argv)
     if args.model == ave_clip.DEFAULT_CHECKPOINT:
         print(f"No --model given: {limits_of(args.model)}", file=sys.stderr)
-    localizer = pipeline("audio-visual-event-localization", model=args.model)
+    localizer = pipeline("audio-visual-event-localization", model=find_checkpoint(args.model))
     result = localizer(args.video)
     for event in result["events"]:
         print(f"{event['start']:.1f} to {event['end']:.1f} s: {printable(event['label'])} ({percent(event['score'])})")

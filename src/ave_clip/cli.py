@@ -19,7 +19,7 @@ import typer
 
 from . import cli_options as option
 from .cli_live import check_live, run_live
-from .core.builtin_checkpoints import builtin_checkpoints, limits_of, resolve_checkpoint
+from .core.builtin_checkpoints import find_checkpoint, limits_of
 from .core.decode_threads import parse_decode_threads
 from .core.text import counted
 from .core.video_source import STANDARD_INPUT
@@ -411,15 +411,11 @@ def _load_pipeline(
 
     register()
     _quiet_transformers()
-    folder = resolve_checkpoint(model or DEFAULT_CHECKPOINT)
-    if not os.path.isdir(folder) and (folder.count("/") != 1 or os.path.exists(folder)):
-        names = ", ".join(builtin_checkpoints())
-        reason = "it is a file. Pass its folder" if os.path.exists(folder) else "there is no such folder"
-        say(
-            f"cannot load the model {model}: {reason}; a Hub id has the form owner/name, and the built-in names are: "
-            f"{names}."
-        )
-        raise typer.Exit(1)
+    try:
+        folder = find_checkpoint(model or DEFAULT_CHECKPOINT)
+    except OSError as error:
+        say(str(error))
+        raise typer.Exit(1) from None
     try:
         # pyrefly: ignore[no-matching-overload]  (transformers declares those of its own tasks)
         return pipeline(

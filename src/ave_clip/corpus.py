@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from transformers import pipeline
 
+from .core.builtin_checkpoints import find_checkpoint
 from .core.decode_threads import AUTO
 from .core.pipeline_base import VideoPipeline
 from .core.tasks import LOCALIZATION_TASK
@@ -75,7 +76,7 @@ class CorpusSettings:
         }
         dtype = getattr(torch, self.dtype)
         # pyrefly: ignore[no-matching-overload]  (transformers declares those of its own tasks)
-        return pipeline(LOCALIZATION_TASK, model=self.model, device=device, dtype=dtype, **options)
+        return pipeline(LOCALIZATION_TASK, model=find_checkpoint(self.model), device=device, dtype=dtype, **options)
 
 
 class Corpus:

@@ -15,9 +15,11 @@ from transformers import (
 )
 
 import ave_clip
-from ave_clip.core.builtin_checkpoints import builtin_checkpoints, resolve_checkpoint
+from ave_clip.checkpoints.hub_export import export_for_hub
+from ave_clip.core.builtin_checkpoints import builtin_checkpoints, find_checkpoint, resolve_checkpoint
 from ave_clip.core.configuration_ave_clip_mini import AVEClipMiniConfig
 from ave_clip.core.modeling_ave_clip_mini import AVEClipMiniForLocalization
+from ave_clip.training.checkpoints import load_encoder, load_shared_encoder
 from tests.helpers.models import TINY_FOLDER
 
 NAME = "ave-clip-tiny"
@@ -82,3 +84,28 @@ def test_a_folder_of_that_name_comes_first(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize("other", ["someone/ave-clip-tiny", "./ave-clip-tiny", Path("x") / NAME, None, b"x"])
 def test_anything_else_is_left_as_it_is(other):
     assert resolve_checkpoint(other) == other
+
+
+@pytest.mark.parametrize("name", ["missing_folder", "./missing", "a/b/c", "~/missing", "/missing", "missing/"])
+def test_what_can_be_neither_a_folder_nor_a_hub_id_is_refused_without_the_network(name):
+    with pytest.raises(OSError, match=rf"cannot load the model {name}: there is no such folder.*owner/name.*{NAME}"):
+        find_checkpoint(name)
+
+
+def test_hub_ids_built_in_names_and_folders_are_found(tmp_path):
+    assert find_checkpoint("owner/name-2.0") == "owner/name-2.0"
+    assert find_checkpoint(NAME) == str(TINY_FOLDER)
+    assert find_checkpoint(tmp_path) == tmp_path
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(OSError, match="it is a file"):
+        find_checkpoint(tmp_path / "weights.pt")
+
+
+def test_programs_refuse_a_missing_model_at_once(tmp_path):
+    import evaluate_localizer
+
+    for load in (load_encoder, load_shared_encoder, evaluate_localizer.load_localizer):
+        with pytest.raises(OSError, match="there is no such folder"):
+            load("missing_folder")
+    with pytest.raises(OSError, match="there is no such folder"):
+        export_for_hub("missing_folder", tmp_path / "out")

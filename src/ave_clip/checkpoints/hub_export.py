@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..core.builtin_checkpoints import resolve_checkpoint
+from ..core.builtin_checkpoints import find_checkpoint
 from ..core.tasks import LOCALIZATION_TASK, ZERO_SHOT_TASK
 from ..files import check_replaceable, new_folder
 
@@ -67,7 +67,7 @@ def export_for_hub(
     from transformers import AutoConfig
     from transformers.utils import CONFIG_NAME
 
-    model = resolve_checkpoint(model)  # so that its card and results are read from the folder, not from the Hub
+    model = find_checkpoint(model)  # so that its card and results are read from the folder, not from the Hub
     config = AutoConfig.from_pretrained(model)
     writers = {
         "ave_clip": _write_localizer,

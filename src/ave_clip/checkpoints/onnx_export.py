@@ -33,7 +33,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from ..core.builtin_checkpoints import resolve_checkpoint
+from ..core.builtin_checkpoints import find_checkpoint
 from ..core.modeling_ave_clip import AVEClipForLocalization
 from ..core.modeling_ave_clip_mini import AVEClipMiniForLocalization
 from ..core.modeling_layers import AVEClipBidirectionalLSTM
@@ -82,7 +82,7 @@ def export_onnx(
         FolderInUseError: if the folder exists; with `overwrite`, if it is not a checkpoint or contains the model or
             the working directory.
     """
-    source: Any = None if isinstance(model, Localizer) else resolve_checkpoint(model)
+    source: Any = None if isinstance(model, Localizer) else find_checkpoint(model)
     if overwrite:
         check_replaceable(folder, CONFIG_NAME, "checkpoint", *(() if source is None else (source,)))
     _check_packages()

@@ -5,6 +5,7 @@ Each folder of `assets` with a `config.json` is such a checkpoint. Its name is a
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,31 @@ def resolve_checkpoint(name_or_path: Any) -> Any:
     return builtin_checkpoints().get(os.fspath(name_or_path), name_or_path)
 
 
+def find_checkpoint(name_or_path: Any) -> Any:
+    """Same as `resolve_checkpoint`, but refuses at once what can be neither a folder nor a Hub id `owner/name`.
+
+    transformers would ask the Hub for it first: offline that takes half a minute, and its message names the network.
+
+    Raises:
+        OSError: if there is no such folder, or it is a file.
+    """
+    source = resolve_checkpoint(name_or_path)
+    if not isinstance(source, (str, os.PathLike)) or os.path.isdir(source):
+        return source
+    name = os.fspath(source)
+    if os.path.exists(name):
+        reason = "it is a file. Pass its folder"
+    elif isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return source
+    else:
+        reason = f"there is no such folder in {Path.cwd()}" if not os.path.isabs(name) else "there is no such folder"
+    builtin = ", ".join(builtin_checkpoints())
+    raise OSError(
+        f"cannot load the model {name}: {reason}; a Hub id has the form owner/name, and the built-in names are: "
+        f"{builtin}."
+    )
+
+
 def limits_of(folder: str | os.PathLike) -> str:
     """Returns a sentence on the events that a saved localizer knows, for users who did not choose it themselves."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -53,4 +79,4 @@ class LoadsBuiltinNames:
         return loader.from_pretrained(resolve_checkpoint(pretrained_model_name_or_path), *args, **kwargs)
 
 
-__all__ = ["LoadsBuiltinNames", "builtin_checkpoints", "limits_of", "resolve_checkpoint"]
+__all__ = ["LoadsBuiltinNames", "builtin_checkpoints", "find_checkpoint", "limits_of", "resolve_checkpoint"]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..core.builtin_checkpoints import find_checkpoint
 from ..core.configuration_audio_visual_encoder import AudioVisualEncoderConfig
 from ..core.configuration_audioclip import AudioCLIPConfig
 from ..core.configuration_ave_clip import AVEClipConfig
@@ -46,7 +47,7 @@ def load_audioclip(source: str | os.PathLike) -> AudioCLIPModel:
     """
     if Path(source).suffix == ".json":
         return AudioCLIPModel(AudioCLIPConfig.from_json_file(source))
-    return AudioCLIPModel.from_pretrained(source)
+    return AudioCLIPModel.from_pretrained(find_checkpoint(source))
 
 
 def load_feature_extractor(source: str | os.PathLike, config: AudioCLIPConfig) -> AudioCLIPFeatureExtractor:
@@ -72,7 +73,7 @@ def processor_to_save(
 
 def load_saved_processor(source: str | os.PathLike) -> Any:
     """Loads the processor that was saved with a composite or a localizer, or joins one for another model."""
-    is_saved = AutoConfig.from_pretrained(source).model_type in ENCODER_MODELS
+    is_saved = AutoConfig.from_pretrained(find_checkpoint(source)).model_type in ENCODER_MODELS
     return (AutoProcessor.from_pretrained if is_saved else AudioVisualEncoderProcessor.from_towers)(os.fspath(source))
 
 
@@ -146,9 +147,10 @@ def load_encoder(source: str | os.PathLike) -> EncoderModel:
     Another model that encodes both, such as `ave-clip-mini` or PE-AV, becomes a composite of one tower.
 
     Raises:
+        OSError: If there is no such model.
         ValueError: If the model does not encode both.
     """
-    model = ENCODER_MODELS.get(AutoConfig.from_pretrained(source).model_type)
+    model = ENCODER_MODELS.get(AutoConfig.from_pretrained(find_checkpoint(source)).model_type)
     return AudioVisualEncoderModel.from_towers(os.fspath(source)) if model is None else model.from_pretrained(source)
 
 
@@ -164,7 +166,7 @@ def load_shared_encoder(source: str | os.PathLike) -> AudioCLIPModel | AudioVisu
     """
     if Path(source).suffix == ".json":
         return load_audioclip(source)
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(find_checkpoint(source))
     if config.model_type == AVEClipConfig.model_type:
         raise ValueError(
             f"{source} is a localizer, which contains a frozen encoder without its texts and scales. Pass the encoder "
