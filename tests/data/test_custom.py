@@ -81,6 +81,16 @@ def test_streaming_gives_what_building_gives(own):
     assert list(load_videos(own, split="train", streaming=True)) == load_videos(own, split="train").to_list()
 
 
+def test_all_wrong_labels_are_listed(tmp_path):
+    lines = ["path,label,start,end", *(f"{number}.mp4,Brak,0,1" for number in range(12)), "13.mp4,Bark,0,1"]
+    with pytest.raises(AnnotationError) as raised:
+        load_videos(write(tmp_path / "events.csv", lines), categories=["Bark"])
+    message = str(raised.value)
+    assert "events.csv, line 2: '0.mp4'" in message and "Did you mean 'Bark'?" in message
+    assert "12 events have a label that is not in the list: 'Brak' (line 2); 'Brak' (line 3)" in message
+    assert message.endswith("'Brak' (line 11); and 2 more.")
+
+
 def test_categories_come_from_the_argument_or_the_file_beside(own):
     write(own.parent / "categories.txt", ["Whine", "Howl", "Bark"])
     assert load_videos(own, split="train")[0]["labels"] == [2, 2, 0]

@@ -21,12 +21,13 @@ from .builder import EventBuilder, EventConfig, Example, LoadedDataset, as_text,
 from .categories import BACKGROUND_LABEL, category_index
 from .label_files import label_files_of, read_label_files
 from .readers import annotation_readers
-from .readers.base import AnnotationReader, ReaderOptions, VideoAnnotation, check_overlaps, check_span
+from .readers.base import AnnotationReader, NamedSpan, ReaderOptions, VideoAnnotation, check_overlaps, check_span
 from .readers.table import split_tables, write_records
 from .splitting import split_settings
 from .storage import CATEGORIES_FILE, VideoFile, fingerprint, list_videos_below, stat_video
 from .targets import ROUNDING_SECONDS, EventCounts, main_category
 
+MAX_SHOWN = 10  # wrong labels in an error message
 OWN_VIDEOS = "table"  # the builder configuration of a table or of label files, told apart by the file
 CONFIGURATIONS = {
     OWN_VIDEOS: "Your own videos: a table of path, label, start and end, or label files of one video each.",
@@ -282,15 +283,36 @@ def read_annotations(config: EventVideosConfig) -> tuple[list[VideoAnnotation], 
     if BACKGROUND_LABEL in (name.strip().casefold() for name in categories):
         message = f"a class is called {BACKGROUND_LABEL!r}, as segments without an event are. Rename or remove it."
         raise AnnotationError(message, str(file))
-    for video in videos:
-        for event in video.events:
-            try:
-                category_index(event.label, categories)
-            except ValueError as error:
-                raise AnnotationError(f"{video.name!r}: {error}", str(file), event.line) from error
-        if config.overlap == "raise" and config.problem_type == SINGLE_LABEL:
+    _check_labels(videos, categories, file)
+    if config.overlap == "raise" and config.problem_type == SINGLE_LABEL:
+        for video in videos:
             check_overlaps(video.events, video.name, str(file))
     return videos, categories
+
+
+def _check_labels(videos: Sequence[VideoAnnotation], categories: Sequence[str], file: Path) -> None:
+    """Checks that the label of every event is a category.
+
+    Raises:
+        AnnotationError: about one event, with the closest category; about several, with their lines.
+    """
+    wrong = [(video, event) for video in videos for event in video.events if event.label not in categories]
+    if not wrong:
+        return
+    video, event = wrong[0]
+    try:
+        category_index(event.label, categories)
+    except ValueError as error:
+        message = f"{video.name!r}: {error}"
+        if len(wrong) > 1:
+            shown = "; ".join(_place_of(*each) for each in wrong[:MAX_SHOWN])
+            more = f"; and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
+            message += f" {len(wrong)} events have a label that is not in the list: {shown}{more}."
+        raise AnnotationError(message, str(file), event.line) from error
+
+
+def _place_of(video: VideoAnnotation, event: NamedSpan) -> str:
+    return f"{event.label!r} ({video.name if event.line is None else f'line {event.line}'})"
 
 
 def _read_own_annotations(file: Path, config: EventVideosConfig, options: ReaderOptions) -> list[VideoAnnotation]:
