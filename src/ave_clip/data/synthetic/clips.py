@@ -469,14 +469,14 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def draw_video_ids(seed: int, scripts: Sequence[Any]) -> list[str]:
-    """Draws unique ids of 11 characters, as YouTube's; every eighth begins with "-", as some of AVE's do."""
+    """Draws unique ids of 11 characters, as YouTube's; none begins with "-", as an option does."""
     video_ids: list[str] = []
     taken: set[str] = set()
     for script in scripts:
         rng = _generator(seed, script.split, script.index, "video id")
         while True:
             drawn = "".join(_ID_CHARACTERS[number] for number in rng.integers(len(_ID_CHARACTERS), size=11))
-            video_id = f"-{drawn[1:]}" if script.index % 8 == 2 else drawn
+            video_id = f"_{drawn[1:]}" if drawn.startswith("-") else drawn
             if video_id.lower() not in taken:  # some file systems ignore case
                 break
         taken.add(video_id.lower())
