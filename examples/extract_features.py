@@ -369,6 +369,8 @@ def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shar
             logger.warning("%s: rows %s have no video", split, facts["missing"])
     if num_failed:
         logger.warning("%d clips have no features. Repair them and run again with --retry_failed.", num_failed)
+    following = f"train_localizer.py --model {args.model} --features_dir {args.output_dir} --output_dir LOCALIZER"
+    logger.info("Wrote %s. Next: python examples/%s", args.output_dir, following)
     return summary
 
 

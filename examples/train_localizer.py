@@ -412,10 +412,15 @@ def write_results(run: Run, argv, results: dict, history: list, predictions: dic
     write_json(folder / "results.json", content)
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))  # the card needs null instead of NaN
     if args.network:  # a network for a comparison, which no pipeline loads
+        logger.info("Wrote %s.", folder)
         return
     write_localizer_card(folder, content, model_name=args.push_to_hub or folder.name, dataset_name=data_name(run))
     if args.push_to_hub:
         logger.info("Pushed to %s", push_folder(folder, args.push_to_hub, private=args.private))
+    following = f"ave-clip localize VIDEO --model {folder}"
+    if not run.model.config.use_encoders:  # it takes features only
+        following = f"python examples/evaluate_localizer.py --model {folder} --h5_dir {args.h5_dir}"
+    logger.info("Wrote %s. Next: %s", folder, following)
 
 
 def data_name(run: Run) -> str:

@@ -229,9 +229,13 @@ def test_without_data_it_trains_on_synthetic_clips_and_says_what_to_pass_for_ave
     monkeypatch.setattr(script, "NUM_SYNTHETIC", 5)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     command = ["--cpu", "--model", str(work / "localizer"), "--output_dir", str(tmp_path / "out")]
+    caplog.set_level("INFO")
     results = script.main([*command, "--num_epochs", "1", "--localizer", *LOCALIZER])
     assert results["test"]["none"]["num_videos"] == 1
     assert "--data AVE_Dataset" in caplog.text
+    assert "occur in none of the 3 training clips: " in caplog.text
+    assert f"Next: python examples/train_localizer.py --model {work / 'localizer'} --features_dir" in caplog.text
+    assert f"Wrote {tmp_path / 'out'}. Next: ave-clip localize VIDEO --model {tmp_path / 'out'}" in caplog.text
 
 
 @pytest.mark.parametrize("blanked", ["audio", "video"])

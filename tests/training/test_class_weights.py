@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from ave_clip import AVEClipConfig
+from ave_clip.core.label_space import LabelSpace
 from ave_clip.training.class_weights import class_weights, count_active, set_class_weights
 from ave_clip.training.features import FeatureStore, FeatureWriter
+from ave_clip.training.localizer_data import classes_without_examples, warn_of_unlearnable
 from ave_clip.training.splits import LabelledClips
 
 
@@ -56,3 +58,19 @@ def test_the_configuration_gets_the_weights_or_says_why_not(clips):
     for other in (AVEClipConfig(), AVEClipConfig(**names, label_embedding_size=4)):
         with pytest.raises(ValueError, match="needs several labels per segment and fixed classes"):
             set_class_weights(other, clips, "balanced")
+
+
+class Rows(list):
+    labels_of = list.__getitem__
+
+
+def test_classes_without_an_example_are_found_from_the_labels_alone(caplog):
+    one = LabelSpace(("Bell", "Bark", "Clap", "background"), "single_label")
+    first, second = Rows([[0, 3, -100]]), Rows([[3, 3], [1, 1]])
+    assert classes_without_examples(first, one) == ["Bark", "Clap"]
+    assert classes_without_examples(ConcatDataset([first, Subset(second, [1])]), one) == ["Clap"]
+    assert classes_without_examples(Rows([[0, 0], [-100, -100]]), one) == []  # withheld: it may be any class
+    several = LabelSpace(("Bell", "Bark"), "multi_label")
+    assert classes_without_examples(Rows([[[1, 0], [0, -100]]]), several) == ["Bark"]
+    warn_of_unlearnable(second, one)
+    assert "2 of 3 classes occur in none of the 2 training clips: Bell, Clap." in caplog.text

@@ -4,12 +4,13 @@ The windows of an epoch depend only on the seed, the epoch and the clip: not on 
 earlier reads.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..core.categories import IGNORED_LABEL
 from .features import SplitError
@@ -156,6 +157,9 @@ def labels_of(clips: Any, index: int) -> Any:
     while not hasattr(clips, "labels_of"):
         if isinstance(clips, Subset):
             clips, index = clips.dataset, clips.indices[index]
+        elif isinstance(clips, ConcatDataset):
+            part = bisect_right(clips.cumulative_sizes, index)
+            clips, index = clips.datasets[part], index - [0, *clips.cumulative_sizes][part]
         else:
             clips = clips.clips
     return clips.labels_of(index)

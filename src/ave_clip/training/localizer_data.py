@@ -1,17 +1,21 @@
 """The data of stage 3: which splits its arguments name, and the loaders of training and validation."""
 
 import argparse
+import logging
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..core.configuration_ave_clip import AVEClipConfig
 from ..core.label_space import LabelSpace
+from ..core.losses import IGNORED_LABEL
+from ..core.text import counted
 from ..data.h5 import AUDIO_FILE, VISUAL_FILE
 from .arguments import add_data_argument, add_video_arguments, video_options
 from .class_weights import set_class_weights
-from .clip_windows import DEFAULT_WINDOW, ClipWindows
+from .clip_windows import DEFAULT_WINDOW, ClipWindows, labels_of
 from .feature_augmentation import change_features
 from .folds import FoldSplits
 from .open_vocabulary import Vocabulary, check_unseen, load_label_embeddings
@@ -29,6 +33,8 @@ from .splits import (
     choose_clips,
 )
 
+logger = logging.getLogger(__name__)
+MAX_SHOWN = 10  # names in a warning
 LONGEST_WEAK = 600  # segments of a video under weak supervision, which learns from whole videos, unless configured
 
 
@@ -133,6 +139,8 @@ def build_loaders(
     if vocabulary is not None:
         splits = {split: vocabulary.seen_clips(clips, split) for split, clips in splits.items()}
     chosen = choose_clips(splits["train"], args.max_train_clips, args.seed)
+    if vocabulary is None and accelerator.is_main_process:
+        warn_of_unlearnable(chosen, LabelSpace(tuple(source.id2label.values()), source.problem_type))
     if args.class_weighting is not None:
         set_class_weights(config, chosen, args.class_weighting)
     size = window_size(config)
@@ -146,6 +154,36 @@ def build_loaders(
     train = build_train_loader(clips, sampler, is_weak, args.num_workers)
     options = {**process, "max_segments": window_size(config)}
     return train, build_prediction_loader(splits["validation"], args.batch_size, args.num_workers, **options)
+
+
+def classes_without_examples(clips: Any, space: LabelSpace) -> list[str]:
+    """Returns the classes that occur in no segment of the clips; none if labels of segments are withheld.
+
+    Args:
+        clips (`Dataset`): Training clips, of which only the labels are read.
+        space ([`LabelSpace`]): Their classes.
+    """
+    absent = set(range(len(space.event_names)))
+    for index in range(len(clips)):
+        if not absent:
+            break
+        labels = np.asarray(labels_of(clips, index))
+        if (labels == IGNORED_LABEL).all():
+            return []  # the class of such a clip may be known, but not from its segments
+        present = np.flatnonzero((labels == 1).any(axis=0)) if labels.ndim == 2 else labels
+        absent -= set(present.tolist())
+    return [space.event_names[index] for index in sorted(absent)]
+
+
+def warn_of_unlearnable(clips: Any, space: LabelSpace) -> None:
+    """Logs which classes occur in no training clip."""
+    absent = classes_without_examples(clips, space)
+    if absent:
+        shown = ", ".join(absent[:MAX_SHOWN]) + (", ..." if len(absent) > MAX_SHOWN else "")
+        logger.warning(
+            "%d of %d classes occur in none of the %s: %s. The localizer cannot learn them; add clips of them.",
+            *(len(absent), len(space.event_names), counted(len(clips), "training clip"), shown),
+        )
 
 
 def window_size(config: AVEClipConfig) -> int:
