@@ -183,24 +183,31 @@ def localize(
         "batch_size": batch_size,
         "progress": sys.stderr.isatty(),
     }
-    plan.overlay_options = {"video_processor": localizer.segmenter.video_processor, "progress": options["progress"]}
-    if plan.overlays and localizer.has_windows:
-        options["return_heatmaps"] = True
-    for name, value in (("overlap", overlap), ("threshold", event_threshold)):
-        if value is not None and not localizer.has_windows:
-            flag = "--overlap" if name == "overlap" else "--event-threshold"
-            raise typer.BadParameter(f"{flag} works with a localizer only, not with an encoder.")
-        if value is not None:
-            options[name] = value
+    options |= _options_of_windows(localizer, overlap, event_threshold, return_heatmaps=bool(plan.overlays))
     if live:
         options |= {"progress": None, "live_timeout": live_timeout}
         output_file = plan.output if plan.files is None else str(plan.files[videos[0]])
         run_live(localizer, videos[0], plan.format, output_file, options, say)
         return
+    plan.overlay_options = {"video_processor": localizer.segmenter.video_processor, "progress": options["progress"]}
     failed = _run(localizer, plan, options)
     if failed:
         say(f"{len(failed)} of {counted(len(videos), 'video')} failed.")
         raise typer.Exit(1)
+
+
+def _options_of_windows(
+    localizer: "VideoPipeline", overlap: float | None, event_threshold: float | None, return_heatmaps: bool
+) -> dict[str, Any]:
+    """Returns the options of a localizer, which takes windows of segments; an encoder takes one segment at a time."""
+    given = {"--overlap": overlap, "--event-threshold": event_threshold}
+    if not localizer.has_windows:
+        for flag, value in given.items():
+            if value is not None:
+                raise typer.BadParameter(f"{flag} works with a localizer only, not with an encoder.")
+        return {}
+    options = {"overlap": overlap, "threshold": event_threshold, "return_heatmaps": return_heatmaps or None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _expand_folders(videos: list[str]) -> list[str]:
