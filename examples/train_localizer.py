@@ -296,7 +296,7 @@ def train_epoch(run: Run, loader: DataLoader, progress: dict) -> None:
         global_loss, loss = weigh_loss(accelerator, loss, batch["labels"])
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(run.localizer.parameters(), args.max_grad_norm)
-        # Reading a value waits for the GPU, so it is done when all work before the optimizer's step is queued.
+        # Reading a value waits for the GPU, so this comes after all work before the optimizer's step is queued.
         global_loss = global_loss.item()
         check_finite(run, "loss", global_loss, progress, batch["rows"])
         if accelerator.scaler is None:  # with fp16 the scaler skips such steps

@@ -2,7 +2,7 @@
 
 `localize_corpus.py` runs on 640x360 videos of different lengths with a full-size model, with one thread of torch per
 process, on one and on several processes in turns. To exclude loading, each is run on one short video per process and
-on all videos; the difference is measured. `ratio` is how many times as fast as one process it is;
+on all videos; the difference is measured. `ratio` is the speed divided by that of one process;
 `core_hours_per_million_hours` is the time for a million hours of video at that speed. Weights are random unless
 `--model` names a converted AudioCLIP.
 
@@ -30,7 +30,7 @@ from ave_clip.programs import program
 
 LOCALIZE_CORPUS = Path(__file__).resolve().parents[1] / "localize_corpus.py"
 DTYPES = ("float32", "bfloat16")
-LENGTHS = (10, 10, 60, 20)  # seconds; in this order, shares of every second video would be very unequal
+LENGTHS = (10, 10, 60, 20)  # seconds; in this order, fixed shares of two processes would differ much
 MILLION_HOURS = 10**6
 
 

@@ -1,4 +1,4 @@
-"""Speed of the reader alone: `iter_segments` beside bare PyAV, and videos in 1080p and 4K."""
+"""Speed of the reader alone: `iter_segments` compared with bare PyAV, and videos in 1080p and 4K."""
 
 import argparse
 import statistics
@@ -11,7 +11,7 @@ from recordings import write_recording
 
 from ave_clip.core.video_io import iter_segments
 
-# Frames per segment, and the wanted part of bare PyAV's speed.
+# Frames per segment, and the fraction of bare PyAV's speed that is wanted.
 READER_AT_LEAST = {1: 0.85, 4: 0.85, 16: 0.7}
 BARE_THREADS = 2
 SIZES = {"1080p": (1080, 1920), "4K": (2160, 3840)}
@@ -29,6 +29,7 @@ def decode(video: Path) -> None:
 
 
 def read(video: Path, num_frames_per_segment: int, decode_threads: int | str) -> None:
+    """Reads all segments, and does nothing with them."""
     options = {"num_frames_per_segment": num_frames_per_segment, "decode_threads": decode_threads}
     for _ in iter_segments(str(video), **options):
         pass

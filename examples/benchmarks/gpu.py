@@ -6,9 +6,9 @@
 | corpus | the same for many one-minute videos at once |
 | towers | items per second in the chosen half type at batch 160, divided by those of the plain towers in float32 |
 | cosine | least cosine of half-type embeddings to float32 |
-| graphs | small batches with `cuda_graphs`, divided by those without |
+| graphs | speed of small batches with `cuda_graphs`, divided by that without |
 | compile | items per second of the compiled towers at four times the batch |
-| reader | `iter_segments` without a model, divided by bare PyAV with two frame threads, both on two threads |
+| reader | speed of `iter_segments` without a model, divided by that of bare PyAV with two frame threads, both on two threads |
 | decoding | how many times faster than real time 1080p and 4K videos are read, with all threads |
 | training | milliseconds of a training step of the localizer, pooled and dense features, and of PSP |
 | start | time from start to the first result, divided by that of importing torch and transformers |
@@ -150,7 +150,7 @@ def tower_rows(args: argparse.Namespace, model: AudioCLIPModel) -> Iterator[dict
 
 
 def launch_rows(args: argparse.Namespace, model: AudioCLIPModel) -> Iterator[dict]:
-    """Rows of what saves kernel launches: CUDA graphs of small batches, and compilation of large ones."""
+    """Yields the rows of what saves kernel launches: CUDA graphs of small batches, and compilation of large ones."""
     fast = copy.deepcopy(model).optimize_for_inference(dtype=args.dtype)
     graphed = copy.deepcopy(model).optimize_for_inference(dtype=args.dtype, cuda_graphs=True)
     for batch_size in GRAPH_BATCHES[: 1 if args.quick else None]:
@@ -195,11 +195,11 @@ class Copies:
         self.video = video
 
     def open(self, number: int) -> tuple[str, str]:
-        return f"{number}", self.video
+        return str(number), self.video
 
 
 def corpus_rows(args: argparse.Namespace, localizer, processor, video: str) -> Iterator[dict]:
-    """Rows of many videos, read by as many processes as `localize_corpus.py` chooses."""
+    """Yields the rows of many videos, read by as many processes as `localize_corpus.py` chooses."""
     folder = Path(video).parent
     scene, seconds = folder / "scene.mp4", 2 if args.quick else 60
     minute = scene if args.quick else repeat_recording(scene, folder / "minute.mp4", 60 // SECONDS_OF_SCENE)
@@ -211,8 +211,9 @@ def corpus_rows(args: argparse.Namespace, localizer, processor, video: str) -> I
         started = time.perf_counter()
         results = list(localize_videos(localize, Copies(str(minute)), range(num_videos), plan))
         taken = time.perf_counter() - started
-        if any(result["error"] for _, result in results):
-            raise RuntimeError(f"The corpus failed: {results[0][1]['error']}")
+        errors = [result["error"] for _, result in results if result["error"]]
+        if errors:
+            raise RuntimeError(f"{len(errors)} of {num_videos} videos failed, the first one with: {errors[0]}")
         name = f"corpus, {count} frames per segment, {plan.num_workers} reading processes"
         yield row(name, num_videos * seconds / taken, at_least=CORPUS_TIMES_REAL_TIME)
 

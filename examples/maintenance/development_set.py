@@ -7,7 +7,7 @@
 The first command downloads the packages of `event_packages.csv` into MEDIA (about 4 GB), unless they are there, and
 writes features in the layout of stage 2. The clips are composed of what the encoders of `ave-clip-mini` give for each
 sound and picture (`event_bank.py`, `event_clips.py`), reduced to 128 numbers each by principal components of the
-media of other classes. With `--dense` a frame has 7 x 7 locations, as the features of previous work on AVE.
+media of other classes. With `--dense` a frame has 7 x 7 locations, like the features of previous work on AVE.
 
 The sources of a class, recordings and pictures, are divided into four parts; similar file names of one package count
 as one source. All clips of a group have sources of one part only. So no source of a test fold was heard or seen in
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--media", type=Path, required=True, help="Folder for packages and encoded media.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the features.")
-    parser.add_argument("--dense", action="store_true", help="Keep the locations of the frames.")
+    parser.add_argument("--dense", action="store_true", help="Features of 7 x 7 locations per frame, not their mean.")
     return parser.parse_args(argv)
 
 

@@ -229,7 +229,7 @@ class CorpusRun:
     def _compute(
         self, localizer: VideoPipeline, own: Sequence["Part"], others: Sequence["Part"] = (), num_processes: int = 1
     ) -> int:
-        """Computes those of the parts that nobody else computes; returns the number of failed videos."""
+        """Computes the parts that no other process computes; returns the number of failed videos."""
         num_videos = sum(len(part.numbers) for part in (*own, *others))
         plan = plan_reading(localizer, num_videos, self.num_workers, self.decode_threads, num_processes)
         started, seconds, failed = time.perf_counter(), 0.0, 0
@@ -238,15 +238,15 @@ class CorpusRun:
             numbers = _take_parts(own, others, taken, claims)
             rows = localize_videos(localizer, self.corpus, numbers, plan)
             for number, row in claims.enter_context(contextlib.closing(rows)):
-                part = taken.pop(number)
-                part.rows[number] = row
+                current = taken.pop(number)
+                current.rows[number] = row
                 seconds += row["segments"][-1]["end"] if row["segments"] else 0.0
-                if part.is_complete:
-                    part.write()
-                    failed += part.num_failed
+                if current.is_complete:
+                    current.write()
+                    failed += current.num_failed
                     speed = seconds / (time.perf_counter() - started)
-                    name, count = part.part.path.name, len(part.rows)
-                    logger.info("%s: %d videos, %d failed; %.1f times real time", name, count, part.num_failed, speed)
+                    facts = current.part.path.name, len(current.rows), current.num_failed, speed
+                    logger.info("%s: %d videos, %d failed; %.1f times real time", *facts)
         return failed
 
     def with_ray(self, num_actors: int = 1, gpus_per_actor: float = 0.0) -> None:
@@ -291,7 +291,7 @@ class _PartActor:
         self.run, self.parts = run, parts
         self.localizer = run.settings.build_localizer(device)
         num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
-        self.num_processes = -(-num_actors // num_machines)  # that share the CPUs of this machine
+        self.num_processes = -(-num_actors // num_machines)  # which share the CPUs of this machine, rounded up
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = self.parts[row["number"]]
@@ -305,7 +305,7 @@ class Part:
     Attributes:
         path (`Path`): Its file.
         numbers (`range`): Numbers of its videos.
-        version (`tuple`, *optional*): What identified the file when the part was found to be missing, if it existed.
+        version (`tuple`, *optional*): Identifies the content of the file when the part was listed, if it existed.
     """
 
     path: Path
@@ -322,7 +322,7 @@ def _version_of(path: Path) -> tuple[int, int] | None:
 
 
 class TakenPart:
-    """A part that this process computes, and the rows that are done."""
+    """A part that this process has claimed, and its rows so far."""
 
     def __init__(self, part: Part, claim: Claim) -> None:
         self.part, self.claim = part, claim
@@ -337,7 +337,7 @@ class TakenPart:
         return sum(row["error"] is not None for row in self.rows.values())
 
     def write(self) -> None:
-        """Writes the file, then gives the claim back."""
+        """Writes the file, then releases the claim."""
         rows = [self.rows[number] for number in self.part.numbers]
         with atomic_file(self.part.path) as partial:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
@@ -347,7 +347,7 @@ class TakenPart:
 def _take_parts(
     own: Sequence[Part], others: Sequence[Part], taken: dict[int, TakenPart], claims: contextlib.ExitStack
 ) -> Iterator[int]:
-    """Claims one part after the other, and yields the numbers of its videos, for which `taken` then has the part."""
+    """Claims one part after the other, yields the numbers of its videos, and adds the part to `taken` for each."""
     for part in (*own, *others):
         claim = Claim(part.path)
         claims.callback(claim.release)
@@ -357,9 +357,9 @@ def _take_parts(
         if not may_compute or _version_of(part.path) != part.version:
             claim.release()
             continue
-        here = TakenPart(part, claim)
+        taken_part = TakenPart(part, claim)
         for number in part.numbers:
-            taken[number] = here
+            taken[number] = taken_part
             yield number
 
 

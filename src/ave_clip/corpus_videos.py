@@ -4,13 +4,13 @@
 numbers of videos ──> reading processes, one video each ──> blocks ──> the process with the model ──> results
 ```
 
-A GPU encodes faster than one Python process reads, whatever its number of threads: per frame, about 0.2 ms of work can
-be done by only one of them at a time. On a GPU, segments of several videos share a tower batch. On a CPU larger
+A GPU encodes faster than one Python process reads, whatever its number of threads: about 0.2 ms of the work per frame
+can only be done by one thread at a time. On a GPU, segments of several videos share a tower batch. On a CPU larger
 batches are not faster: each block is encoded alone, and the results are the same bit by bit as those of a call of the
 pipeline.
 
 Blocks reach the process with the model through shared memory. Each reading process keeps at most three of them, and
-there are only so many of these processes that their blocks take half of the free shared memory.
+the number of these processes is limited so that their blocks take at most half of the free shared memory.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ from .core.streaming import ahead
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS_FOR_GPU, MAX_WORKERS_FOR_CPU = 32, 8
-BLOCKS_AHEAD = 2  # per reading process, that wait for the process with the model; it makes one more meanwhile
+BLOCKS_AHEAD = 2  # of each reading process, which wait for the process with the model; it prepares one more meanwhile
 SHARED_MEMORY = Path("/dev/shm")
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5  # after which a waiting reading process checks that the process with the model still runs
 
 
 class Videos(Protocol):
@@ -69,13 +69,13 @@ def plan_reading(
     decode_threads: int | str = AUTO,
     num_processes: int = 1,
 ) -> ReadingPlan:
-    """Chooses what is not given, by the CPUs, the device and the free shared memory.
+    """Chooses how many videos are read at once, from the CPUs, the device and the free shared memory.
 
     Args:
         localizer ([`VideoPipeline`]): The pipeline.
         num_videos (`int`): Number of videos to read.
         num_workers (`int`, *optional*): Number of reading processes. Default for a model on a GPU: the CPUs less one;
-            for one on the CPU: half of the CPUs, as the model needs them, too. Never more than there are videos.
+            for one on the CPU: half of the CPUs, because the model needs them, too. At most one per video.
         decode_threads (`int` or `str`): Threads per video. Default: the CPUs divided among the videos.
         num_processes (`int`): Number of processes on this machine that share its CPUs, apart from those that torchrun
             or Accelerate started.
@@ -92,7 +92,9 @@ def plan_reading(
 
 
 def _most_workers(localizer: VideoPipeline) -> int:
-    # Workers are forked: they have the processor at once. Other systems cannot do that, or not safely.
+    """Returns how many reading processes the system and its free shared memory allow."""
+    # The processes are forked, so they need not load the processor again. Other systems than Linux cannot fork, or not
+    # safely.
     if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
         return 0
     free = os.statvfs(SHARED_MEMORY)
@@ -100,7 +102,7 @@ def _most_workers(localizer: VideoPipeline) -> int:
 
 
 def _block_bytes(localizer: VideoPipeline) -> int:
-    """Bytes of the largest block: its frames as uint8, and its audio as float32."""
+    """Returns the bytes of the largest block: its frames as uint8, and its audio as float32."""
     processor = localizer.segmenter.video_processor
     count = localizer.stage_options({})[0].get("num_frames_per_segment") or processor.num_frames_per_segment
     size = processor.crop_size if processor.do_center_crop else processor.size
@@ -117,7 +119,7 @@ class ReadBlock:
         number (`int`): Number of the video.
         name (`str`): Its name.
         inputs (`dict`, *optional*): A block of `read_blocks`; `None` if the video cannot be read any further.
-        error (`str`, *optional*): The reason for that.
+        error (`str`, *optional*): Why it cannot be read.
     """
 
     number: int
@@ -132,7 +134,7 @@ class ReadBlock:
 
     @property
     def must_be_encoded(self) -> bool:
-        """Whether it has segments of a video with both tracks; otherwise all is background."""
+        """Whether its video has both tracks; without one of them, all segments are background."""
         return self.inputs is not None and self.inputs["info"]["missing"] is None
 
     def pin_memory(self) -> "ReadBlock":
@@ -160,7 +162,7 @@ def localize_videos(
         (both `None` with an error).
 
     Raises:
-        MemoryError: or `torch.OutOfMemoryError`, which the next video would meet as well.
+        MemoryError, torch.OutOfMemoryError: if memory is exhausted, which would stop the other videos as well.
     """
     _, forward, postprocess = localizer.stage_options({})
     parts: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -210,14 +212,14 @@ def _batches(blocks: Iterable[ReadBlock], localizer: VideoPipeline) -> Iterator[
 
 
 def _joined_segments(localizer: VideoPipeline, block: ReadBlock) -> int:
-    """Returns with how many segments a batch is full."""
+    """Returns the number of segments that fill a batch."""
     if localizer.device.type == "cpu" or block.inputs is None:
         return 1
     return localizer.block_segments(block.inputs["frame_mask"].shape[-1])
 
 
 def _encode(localizer: VideoPipeline, batch: list[ReadBlock], options: dict[str, Any]) -> list[dict[str, Any] | str]:
-    """Returns for each block what `postprocess` takes, or why there is nothing."""
+    """Returns for each block what `postprocess` takes, or the error."""
     inputs = [block.inputs for block in batch if block.inputs is not None and block.must_be_encoded]
     try:
         encoded = iter(localizer.encode_together(inputs, **options) if inputs else [])
@@ -225,7 +227,8 @@ def _encode(localizer: VideoPipeline, batch: list[ReadBlock], options: dict[str,
         reason = _reason(error)
         if len(batch) == 1:
             return [reason]
-        return [part for block in batch for part in _encode(localizer, [block], options)]  # for the others it works
+        # Each block alone: the error is then only that of the blocks that cause it.
+        return [part for block in batch for part in _encode(localizer, [block], options)]
     found: list[dict[str, Any] | str] = []
     for block in batch:
         if block.inputs is None:
@@ -244,25 +247,14 @@ def _read(
         for number in numbers:
             yield from ahead(_read_video(localizer, videos, number, options))
         return
-    context = multiprocessing.get_context("fork")
-    waiting: Any = context.Queue()
-    loader = DataLoader(
-        _Reader(localizer, videos, options, waiting),
-        batch_size=None,
-        num_workers=plan.num_workers,
-        prefetch_factor=BLOCKS_AHEAD,
-        in_order=False,  # a slow video must not hold up the others
-        pin_memory=localizer.device.type == "cuda",
-        multiprocessing_context=context,
-        worker_init_fn=_leave_interrupts,
-    )
-    # One more for each reader, which then need not wait until this process has encoded. A single reader can wait: it
-    # keeps blocks ahead, and a number that is taken early cannot be done by another process.
+    waiting: Any = multiprocessing.get_context("fork").Queue()
+    # Each reader has one more number waiting, so that it can go on while this process encodes. A single reader has
+    # none: it reads blocks ahead anyway, and no other process can compute a video whose number is taken early.
     most_open = plan.num_workers if plan.num_workers == 1 else 2 * plan.num_workers
     num_open, following = 0, iter(numbers)
     try:
         # Starts the processes. Numbers are taken afterwards, so that no process inherits the claims of their parts.
-        blocks = iter(loader)
+        blocks = iter(_reading_processes(_Reader(localizer, videos, options, waiting), plan.num_workers))
         while True:
             while following is not None and num_open < most_open:
                 number = next(following, None)
@@ -280,6 +272,20 @@ def _read(
     finally:
         _end_readers(waiting, plan)
         waiting.close()
+
+
+def _reading_processes(reader: "_Reader", num_workers: int) -> DataLoader:
+    """Returns a loader that runs the reader in that many processes and yields their blocks as they come."""
+    return DataLoader(
+        reader,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=BLOCKS_AHEAD,
+        in_order=False,  # a slow video must not hold up the others
+        pin_memory=reader.localizer.device.type == "cuda",
+        multiprocessing_context="fork",
+        worker_init_fn=_leave_interrupts,
+    )
 
 
 def _end_readers(waiting: Any, plan: ReadingPlan) -> None:

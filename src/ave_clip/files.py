@@ -27,9 +27,7 @@ MARK = ".ave-clip-"
 REPLACED = ".replaced"  # in the hidden folder: the previous content of the name
 MAX_LEFTOVERS = 8  # that each write looks for; more processes rarely write one name at the same time
 MAX_NAME_BYTES = 200  # of the target's name within the hidden folder's name; file systems allow 255 bytes in all
-
-
-TAKEN = (errno.EAGAIN, errno.EACCES)  # what a lock that another process has raises, by file system
+LOCKED_ERRORS = (errno.EAGAIN, errno.EACCES)  # if another process has the lock; which one depends on the file system
 
 
 class FolderInUseError(ValueError):
@@ -194,11 +192,11 @@ class Claim:
         self._file = target.with_name(f".{target.name}.claim")
         self._lock: int | None = None
         self.is_known = fcntl is not None
-        while self.is_known and self._lock is None and self._try():
+        while self.is_known and self._lock is None and self._try_to_lock():
             pass
         self.is_mine = self._lock is not None
 
-    def _try(self) -> bool:
+    def _try_to_lock(self) -> bool:
         """Tries to get the lock; returns whether to try again."""
         assert fcntl is not None
         lock = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -206,11 +204,11 @@ class Claim:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            self.is_known = error.errno in TAKEN
+            self.is_known = error.errno in LOCKED_ERRORS
             if not self.is_known:
                 self._file.unlink(missing_ok=True)
             return False
-        # If another process deleted the file since it was opened, this lock is on nothing that others can find.
+        # If another process deleted the file after it was opened here, others cannot see this lock.
         try:
             is_same = os.path.samestat(os.fstat(lock), os.stat(self._file))
         except FileNotFoundError:
@@ -222,9 +220,9 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Gives the claim back and deletes its file."""
+        """Ends the claim and deletes its file; does nothing if the claim is not this process's."""
         if self._lock is not None:
-            self._file.unlink(missing_ok=True)  # while it is locked: afterwards it may be another process's claim
+            self._file.unlink(missing_ok=True)  # while locked: later it may be another process's claim
             os.close(self._lock)
             self._lock, self.is_mine = None, False
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# A batch runs in the graph of the next size, with rows of an earlier batch behind its own.
+# A batch runs in the smallest graph that it fits in; the rows behind it keep the values of earlier batches.
 GRAPH_SIZES = (10, 20, 40)
 WARM_UP_CALLS = 3
 
@@ -35,7 +35,7 @@ class GraphedCalls:
             return self.function(items)
         key = size, items.shape[1:], items.dtype, items.stride(), items.device
         if key not in self.graphs:
-            # Not in inference mode: outside of it, nothing could be written to the batch later.
+            # A tensor that is made in inference mode could not be written to outside of it later.
             with torch.inference_mode(False), torch.no_grad():
                 shape = (size, *items.shape[1:])
                 batch = torch.empty_strided(shape, items.stride(), dtype=items.dtype, device=items.device).zero_()
@@ -53,17 +53,18 @@ class GraphedCalls:
         return items.is_cuda and is_dense and not torch.cuda.is_current_stream_capturing()
 
     def _record(self, batch: torch.Tensor) -> tuple[Any, Callable[[], None]]:
-        """Returns the outputs of the graph, and what runs it on the present content of `batch`."""
+        """Returns the outputs of the graph, and a function that computes them from the current content of `batch`."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        beside = torch.cuda.Stream(batch.device)
-        beside.wait_stream(torch.cuda.current_stream(batch.device))
-        with torch.cuda.stream(beside):  # the libraries choose their algorithms, which cannot be recorded
+        side_stream = torch.cuda.Stream(batch.device)
+        side_stream.wait_stream(torch.cuda.current_stream(batch.device))
+        # In these calls the libraries choose their algorithms, which cannot be recorded.
+        with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP_CALLS):
                 self.function(batch)
-        torch.cuda.current_stream(batch.device).wait_stream(beside)
+        torch.cuda.current_stream(batch.device).wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on, such as the one that resizes the next frames.
+        # Other threads may use the GPU meanwhile, such as the one that resizes the next frames.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = self.function(batch)
         return outputs, graph.replay

@@ -80,7 +80,7 @@ class BlockLayout:
 
 
 def block_layout(num_segments: int, window: int, lengths: torch.Tensor | None, device: torch.device) -> BlockLayout:
-    """Returns the layout of one window; without padding it is made once for each number of segments."""
+    """Returns the layout of one window; without padding, the same one for the same number of segments."""
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if lengths is not None or is_traced:
         return BlockLayout(num_segments, window, lengths, device)

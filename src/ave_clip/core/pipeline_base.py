@@ -219,9 +219,9 @@ class VideoPipeline(ChunkPipeline):
         """
         count, source = self._open(video, num_frames_per_segment, reading)
         is_gpu, size = self.device.type == "cuda", self.block_segments(count)
-        return self._blocks(
-            source, count, None, max(1, size // _FIRST_BLOCK_PART) if is_gpu else size, is_padded=not is_gpu
-        )
+        if is_gpu:
+            size = max(1, size // _FIRST_BLOCK_PART)
+        return self._blocks(source, count, tolerance=None, size=size, is_padded=not is_gpu)
 
     def block_segments(self, num_frames_per_segment: int) -> int:
         """Returns the number of segments of a full block, which the towers encode at once."""

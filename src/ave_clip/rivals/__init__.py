@@ -1,7 +1,7 @@
 """Networks of previous work, to compare AVE-CLIP with: from features to an [`AVEClipLocalizationOutput`].
 
 They are written from the papers' equations and, where the authors' code is public, give its logits with its weights.
-The module of each names its sources, and what is not in them.
+The module of each names its sources, and what they leave open.
 `examples/run_comparison.py` trains them. They are not part of a saved localizer.
 """
 

@@ -4,15 +4,15 @@ Ramaswamy: What Makes the Sound?: A Dual-Modality Interacting Network for Audio-
 The author's code is not public, and the paper's text was not available to us, only published notes on its method
 ("Daily Paper 60: AVIN", 2020).
 
-They say: a recurrent network per modality; factorized bilinear pooling of both vectors of a segment, with dropout,
-power and L2 normalization; interactions within a modality, where the dot product with the mean of all segments, and a
-softmax over the segments, weigh each segment; interactions between the modalities, computed in the same way from the
-mean of those interactions; a linear layer on the four interactions and the pooled vector; cross-entropy.
+The notes describe: a recurrent network per modality; factorized bilinear pooling of both vectors of a segment, with
+dropout, power and L2 normalization; interactions within a modality, in which a softmax over the segments' dot products
+with the mean of all segments weighs each segment; interactions between the modalities, computed in the same way with
+the mean of the interactions within; a linear layer on the four interactions and the pooled vector; cross-entropy.
 
-Choices of ours: the mean over the locations, as the notes name no attention over them; one BiLSTM layer per modality;
-the mean that weighs the segments of one modality in the interactions between modalities is that of the other one; the
-factors and the dropout of bilinear pooling, from its own paper (Yu et al., ICCV 2017: 5 factors, dropout 0.1), and its
-width; under weak supervision, for which the notes give a result but no loss, the mean probability over the segments.
+Choices of ours: the mean over the locations, because the notes name no attention over them; one BiLSTM layer per
+modality; between the modalities, the segments of one are weighed with the mean of the other; the factors and the
+dropout of bilinear pooling, from its own paper (Yu et al., ICCV 2017: 5 factors, dropout 0.1), and its width; under
+weak supervision, for which the notes give a result but no loss, the mean probability over the segments.
 """
 
 import torch
@@ -38,13 +38,13 @@ class FactorizedBilinearPooling(nn.Module):
         """Returns `(B, T, d)` from two tensors of that shape."""
         product = self.dropout(self.video_projection(video) * self.audio_projection(audio))
         pooled = product.unflatten(-1, (-1, _NUM_FACTORS)).sum(dim=-1)
-        # The signed root, whose slope at 0 would be infinite without the small number.
+        # The signed square root (power normalization); without the small number, its gradient at 0 would be infinite.
         rooted = pooled.sign() * (pooled.abs() + _TINY).sqrt()
         return nn.functional.normalize(rooted, dim=-1)
 
 
 class AVIN(Rival):
-    """AVIN."""
+    """AVIN. The same network for full and weak supervision."""
 
     title = "AVIN"
 

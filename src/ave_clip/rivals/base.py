@@ -44,7 +44,7 @@ class RivalConfig(PreTrainedConfig):
         hidden_size (`int`):
             Width of a modality after its first recurrent or attention layer. 256 gives the networks of all papers.
         max_segments (`int`, *optional*):
-            Longest sequence that stage 3 trains on at once. RFJC has weights for so many segments.
+            Longest sequence that stage 3 trains on at once. RFJC has weights for this many segments.
     """
 
     model_type = "ave_clip_rival"
@@ -123,7 +123,7 @@ class RivalScores:
 class Rival(AlignedPreTrainedModel):
     """A network of previous work on features: `score`, `full_loss` and `weak_loss` follow its paper.
 
-    The class attribute `title` is its name in tables, `settings` are the kinds of supervision that it is defined for.
+    The class attribute `title` is its name in tables; `settings` are the kinds of supervision that it is defined for.
     The module of each rival names its paper and code.
 
     Raises:
@@ -136,7 +136,7 @@ class Rival(AlignedPreTrainedModel):
     main_input_name = "image_features"
     title: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = SUPERVISION
-    # Whether weights belong to segments by number, so that the longest sequence (`max_segments`) must be known.
+    # Whether some weights belong to the first, second, ... segment, so that `max_segments` must be known.
     has_segment_weights: ClassVar[bool] = False
 
     def __init__(self, config: RivalConfig) -> None:

@@ -2,18 +2,18 @@
 
 Wu, Zhu, Yan, Yang: Dual Attention Matching for Audio-Visual Event Localization, ICCV 2019. The authors' code is not
 public. The paper's text was not available to us either, only its abstract, the caption of its figure 2, published
-notes on its method ("Daily Paper 59: DAM", 2020), and a network of others, tonymisic/zero-shot-cml, with which nothing
-here was compared.
+notes on its method ("Daily Paper 59: DAM", 2020), and the code of others (tonymisic/zero-shot-cml), with which this
+network was not compared.
 
-These say: the image is AVEL's audio-guided attention. Self-attention over all segments and their mean give each
-modality one global vector, and both together give the class of the video. The dot product of a global vector with a
-segment of the other modality, through a sigmoid and averaged over both directions, is the probability of an event;
-below 0.5 the segment is background. The loss weighs cross-entropy of the class and binary cross-entropy of the event
-by lambda, best at 0.5.
+These sources say: AVEL's audio-guided attention averages the locations of the images. Self-attention over all segments
+and their mean give each modality one global vector, and both together give the class of the video. The dot product of
+a global vector with a segment of the other modality, through a sigmoid and averaged over both directions, is the
+probability of an event; below 0.5 the segment is background. The loss weighs cross-entropy of the class and binary
+cross-entropy of the event by lambda, best at 0.5.
 
 Choices of ours: one linear layer per modality to the common width that the dot product needs; one head of
 self-attention, without biases or a residual; the two global vectors are concatenated and classified by two linear
-layers, among the events alone; the loss is `lambda * class + (1 - lambda) * event`; no dropout.
+layers, among the events without background; the loss is `lambda * class + (1 - lambda) * event`; no dropout.
 """
 
 import math

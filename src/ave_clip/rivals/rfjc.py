@@ -4,8 +4,8 @@ Duan, Tang, Wang, Zong, Yang, Yan: Audio-Visual Event Localization via Recursive
 2021. The authors' code, tuffr5/Recursive-joint-co-attention, was read and compared with; the loss is that of the code.
 Of the paper itself, we could read the abstract only.
 
-The code mixes the segments with weights of their positions, so that the number of segments is fixed, to AVE's ten.
-Here shorter videos use the weights of their first segments. The four units of the code do not share weights.
+The keys of the code's attention are linear layers over the segments, so that the number of segments is fixed, to AVE's
+ten. Here shorter videos use the weights of the first segments. The four units of the code do not share weights.
 """
 
 import math
@@ -86,8 +86,8 @@ def _mix_segments(layer: nn.Linear, features: torch.Tensor, real: torch.Tensor) 
 class RFJC(Rival):
     """RFJC. There is no weak supervision in the authors' code.
 
-    `max_segments` of its configuration is the number of segments that its weights are for, 10 by default. Stage 3 sets
-    it to that of the longest training clip, and cuts longer ones into windows of that length.
+    `max_segments` of its configuration is the number of segments that it has weights for, 10 by default. Stage 3 sets
+    it to the length of the longest training clip, and divides clips that are longer into windows of that length.
     """
 
     title = "RFJC"

@@ -46,8 +46,8 @@ class KeyedDropout:
     def __init__(self) -> None:
         self.keys: torch.Tensor | None = None
         self.calls: dict[int, int] = {}  # of each layer in this step
-        self.expected: list[MaskRequest] = []  # by this step, which are those of the step before
-        self.asked: list[MaskRequest] = []  # in this step
+        self.expected: list[MaskRequest] = []  # those of the step before, which this step most likely repeats
+        self.asked: list[MaskRequest] = []  # those of this step so far
         self.scales: dict[MaskRequest, torch.Tensor] = {}  # computed in this step
 
     def set(self, seed: int, epoch: int, rows: torch.Tensor) -> None:
@@ -108,8 +108,11 @@ def compute_scales(keys: torch.Tensor, requests: tuple[MaskRequest, ...]) -> Seq
 
 @lru_cache(maxsize=16)  # batches whose clips have other numbers of segments have other tables
 def _tables(requests: tuple[MaskRequest, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Returns what the scales of these requests share in all steps: numbers of layers and calls, one per request; then
-    per element its hash, its request, the lowest hash that is kept, and the scale if it is."""
+    """Returns the parts of the scales that are the same in all steps.
+
+    Per request: the number of its layer and that of its call. Per element: its hash, the index of its request, the
+    lowest hash with which it is kept, and its scale if it is kept.
+    """
 
     def per_request(values: Iterable[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.tensor(list(values), dtype=dtype, device=device)
@@ -182,6 +185,6 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def _folded(numbers: Any) -> Any:
-    """Folds int64 numbers, in a tensor or one, to the range of int32; small numbers stay different."""
+    """Folds a tensor of int64 numbers, or one number, to the range of int32; small numbers stay different."""
     half = _INT32_RANGE // 2
     return ((numbers ^ (numbers >> 32)) + half) % _INT32_RANGE - half
