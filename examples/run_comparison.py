@@ -44,6 +44,7 @@ from ave_clip.data.splitting import SPLITS
 from ave_clip.files import atomic_file
 from ave_clip.programs import program, start_logging
 from ave_clip.training.arguments import add_run_arguments, describe_run, parse_arguments, plain_values, write_json
+from ave_clip.training.feature_augmentation import FeatureChanges
 from ave_clip.training.folds import FoldSplits, groups_of_test, parse_fold
 from ave_clip.training.networks import NETWORKS, network_title, supports
 from ave_clip.training.splits import FeatureSplits, H5Splits
@@ -110,7 +111,9 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--folds must be at least 3 (test, validation, training), got {args.folds}")
     for name in args.models:
         try:
-            is_defined = supports(split_name(name)[0], args.supervision)
+            network, training = split_name(name)
+            check_training(training)
+            is_defined = supports(network, args.supervision)
         except ValueError as error:
             parser.error(str(error))
         if not is_defined:
@@ -134,6 +137,15 @@ def split_name(name: str) -> tuple[str, dict[str, float]]:
         except ValueError:
             raise ValueError(f"{part!r} of {name} needs a number, such as {field}=0.3.") from None
     return ":".join(kept), options
+
+
+def check_training(options: Mapping[str, float]) -> None:
+    """Raise `ValueError` for a value that every training of the row would fail with, after those of other rows."""
+    limits = {"ema": 1.0, "weight_decay": float("inf")}
+    for name, limit in limits.items():
+        if not 0 <= options.get(name, 0.0) < limit:
+            raise ValueError(f"`{name}` must be at least 0 and below {limit:g}, got {options[name]:g}.")
+    FeatureChanges(**{name.removeprefix("feature_"): options[name] for name in options if name not in limits})
 
 
 def row_title(name: str) -> str:

@@ -1,5 +1,7 @@
 """Many videos at once: results are those of calls, joined batches keep videos apart, and no part is computed twice."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -93,6 +95,24 @@ def test_a_fault_of_the_machine_is_no_error_of_a_video(localizer, corpus, monkey
         localize(localizer, corpus, 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no reading processes")
+def test_a_killed_reader_is_no_error_of_the_video_in_work(localizer, corpus, monkeypatch):
+    before = set(multiprocessing.active_children())
+    number = next(i for i, video in enumerate(corpus.videos) if video.endswith("c.mp4"))
+    forward = localizer.forward
+
+    def kill_the_reader(inputs):
+        (reader,) = set(multiprocessing.active_children()) - before
+        reader.kill()
+        os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)  # it has ended, but torch can still find out how
+        return forward(inputs)
+
+    monkeypatch.setattr(localizer, "forward", kill_the_reader)
+    with contextlib.closing(localize_videos(localizer, corpus, iter([number]), ReadingPlan(1, 1))) as rows:
+        _, row = next(rows)
+    assert row["error"] is None
+
+
 def test_the_plan_follows_device_cpus_and_shared_memory(localizer, monkeypatch, tmp_path):
     monkeypatch.setattr(corpus_videos, "cpus_per_process", lambda: 16)
     on_gpu = SimpleNamespace(
@@ -110,6 +130,9 @@ def test_the_plan_follows_device_cpus_and_shared_memory(localizer, monkeypatch, 
         free = SimpleNamespace(f_bavail=1, f_frsize=4 * 3 * corpus_videos._block_bytes(on_gpu))
         monkeypatch.setattr(corpus_videos.os, "statvfs", lambda _: free)
         assert plan_reading(on_gpu, 100) == ReadingPlan(2, 8)
+        with monkeypatch.context() as launched:
+            launched.setenv("LOCAL_WORLD_SIZE", "2")  # the other process needs as much shared memory
+            assert plan_reading(on_gpu, 100) == ReadingPlan(1, 16)
     monkeypatch.setattr(corpus_videos, "SHARED_MEMORY", tmp_path / "none")
     assert plan_reading(on_gpu, 100) == ReadingPlan(0, "auto")
 

@@ -10,7 +10,8 @@ batches are not faster: each block is encoded alone, and the results are the sam
 pipeline.
 
 Blocks reach the process with the model through shared memory. Each reading process keeps at most three of them, and
-the number of these processes is limited so that their blocks take at most half of the free shared memory.
+the number of these processes on the machine is limited so that their blocks take at most half of the free shared
+memory.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .core.decode_threads import AUTO, cpus_per_process
+from .core.decode_threads import AUTO, cpus_per_process, processes_of_machine
 from .core.pipeline_base import VideoPipeline
 from .core.streaming import ahead
 
@@ -85,20 +87,20 @@ def plan_reading(
         is_cpu = localizer.device.type == "cpu"
         num_workers = min(MAX_WORKERS_FOR_CPU, cpus // 2) if is_cpu else min(MAX_WORKERS_FOR_GPU, cpus - 1)
         num_workers = max(1, num_workers)
-    num_workers = min(num_workers, num_videos, _most_workers(localizer))
+    num_workers = min(num_workers, num_videos, _most_workers(localizer, num_processes * processes_of_machine()))
     if decode_threads == AUTO and num_workers:
         decode_threads = max(1, cpus // num_workers)
     return ReadingPlan(num_workers, decode_threads)
 
 
-def _most_workers(localizer: VideoPipeline) -> int:
-    """Returns how many reading processes the system and its free shared memory allow."""
+def _most_workers(localizer: VideoPipeline, num_processes: int) -> int:
+    """Returns how many reading processes the free shared memory allows each process with a model."""
     # The processes are forked, so they need not load the processor again. Other systems than Linux cannot fork, or not
     # safely.
     if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
         return 0
     free = os.statvfs(SHARED_MEMORY)
-    return free.f_bavail * free.f_frsize // 2 // ((BLOCKS_AHEAD + 1) * _block_bytes(localizer))
+    return free.f_bavail * free.f_frsize // (2 * num_processes * (BLOCKS_AHEAD + 1) * _block_bytes(localizer))
 
 
 def _block_bytes(localizer: VideoPipeline) -> int:
@@ -255,6 +257,7 @@ def _read(
     try:
         # Starts the processes. Numbers are taken afterwards, so that no process inherits the claims of their parts.
         blocks = iter(_reading_processes(_Reader(localizer, videos, options, waiting), plan.num_workers))
+        _leave_lost_readers_to_the_loader()
         while True:
             while following is not None and num_open < most_open:
                 number = next(following, None)
@@ -296,6 +299,16 @@ def _end_readers(waiting: Any, plan: ReadingPlan) -> None:
 def _leave_interrupts(_: int) -> None:
     """Leaves Ctrl-C, which a terminal sends to all processes, to the process with the model: it ends the readers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave_lost_readers_to_the_loader() -> None:
+    """Removes torch's handler of SIGCHLD, which raises an error if a reader was killed, wherever this process is.
+
+    In the code for one video, that video would get the error, although another one was lost. The loader notices a lost
+    reader itself, when nothing else is left to do.
+    """
+    if threading.current_thread() is threading.main_thread():  # in others torch sets none, and Python allows none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class _Reader(IterableDataset):

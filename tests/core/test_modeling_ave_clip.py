@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ave_clip import AVEClipConfig
 from ave_clip.core.losses import event_attention_loss, segment_contrastive_loss, segment_loss, video_level_loss
 from ave_clip.core.modeling_ave_clip import AVEClipForLocalization
-from ave_clip.core.modeling_fusion import BlockLayout, multi_domain_attention
+from ave_clip.core.modeling_fusion import BlockLayout, block_layout, multi_domain_attention
 from tests.helpers.models import tiny_config, tiny_localizer
 
 
@@ -479,3 +480,9 @@ def test_parameters_that_the_feature_type_never_uses_ask_for_no_gradient(kind, u
         assert len(frozen) == unused and all(name.startswith("vision_model.attnpool.") for name in frozen)
         missing = [n for n, p in candidate.named_parameters() if p.requires_grad and p.grad is None and p.numel()]
         assert missing == []
+
+
+def test_layouts_made_of_fake_tensors_are_not_kept():
+    with FakeTensorMode():
+        block_layout(101, 3, None, torch.device("cpu"))
+    assert type(block_layout(101, 3, None, torch.device("cpu")).slots) is torch.Tensor

@@ -247,6 +247,8 @@ def test_a_network_that_fails_is_listed_and_the_others_are_measured(comparison, 
         (["--folds", "2"], "--folds must be at least 3"),
         (["--models", "bert"], "no network 'bert'"),
         (["--models", "psp:dropouts=1"], "'dropouts=1'"),
+        (["--models", "psp:ema=1"], "`ema` must be at least 0 and below 1, got 1"),
+        (["--models", "psp:feature_noise=nan"], "noise of features must be 0 or more, got nan"),
         (["--models", "dam", "--supervision", "weak"], "dam is not defined for --supervision weak"),
     ],
 )

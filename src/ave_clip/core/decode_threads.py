@@ -63,7 +63,12 @@ def num_decode_threads(decode_threads: int | str, width: int, height: int) -> in
 
 def cpus_per_process() -> int:
     """Returns the CPUs of this process, divided among those that torchrun or Accelerate started on this machine."""
-    return max(1, _num_cpus() // max(1, _environment_number("LOCAL_WORLD_SIZE")))
+    return max(1, _num_cpus() // processes_of_machine())
+
+
+def processes_of_machine() -> int:
+    """Returns how many processes torchrun or Accelerate started on this machine; 1 without them."""
+    return max(1, _environment_number("LOCAL_WORLD_SIZE"))
 
 
 def _num_cpus() -> int:

@@ -82,6 +82,8 @@ class BlockLayout:
 def block_layout(num_segments: int, window: int, lengths: torch.Tensor | None, device: torch.device) -> BlockLayout:
     """Returns the layout of one window; without padding, the same one for the same number of segments."""
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # New tensors are of another type inside a mode such as `FakeTensorMode`, and must not be used outside of it.
+    is_traced = is_traced or type(torch.empty(0)) is not torch.Tensor
     if lengths is not None or is_traced:
         return BlockLayout(num_segments, window, lengths, device)
     return _layout_without_padding(num_segments, window, device)
