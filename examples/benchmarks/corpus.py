@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace, full: FullSize, model: Path, dtype: str) -
         speed = statistics.median(own)
         rows.append(
             {
-                "row": f"corpus, {dtype}, {args.num_frames_per_segment} frames a segment, {count} processes",
+                "row": f"corpus, {dtype}, {args.num_frames_per_segment} frames per segment, processes: {count}",
                 "ratio": round(statistics.median(fast / alone for fast, alone in zip(own, speeds[1])), 3),
                 "times_real_time": round(speed, 2),
                 "core_hours_per_million_hours": round(count / speed * MILLION_HOURS),
