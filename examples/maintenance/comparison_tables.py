@@ -233,18 +233,20 @@ def _draw_differences(axes: Any, rows: list[Mapping[str, Any]]) -> None:
 def _draw_speed(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    for row in rows:
-        if row["costs"] is None:
-            continue
+    measured = [row for row in rows if row["costs"] is not None]
+    for number, row in enumerate(measured):
         speed, accuracy = row["costs"]["training_clips_per_second"], 100 * row["measured"]["mean"][ACCURACY]
         axes.plot([speed], [accuracy], "o", color="#1f5fa8")
-        axes.annotate(row["title"], (speed, accuracy), xytext=(5, 4), textcoords="offset points", fontsize="small")
+        # Above and below in turns, since similar networks are close to each other.
+        offset = {"xytext": (0, 6 if number % 2 else -6), "textcoords": "offset points", "ha": "center"}
+        options = {**offset, "va": "bottom" if number % 2 else "top", "fontsize": "small"}
+        axes.annotate(row["title"], (speed, accuracy), **options)
     axes.set_xscale("log")
     # Plain numbers at 1, 2 and 5 times the powers of ten: labels at every line of the grid would overlap.
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.25, y=0.12)
+    axes.margins(x=0.35, y=0.12)
     axes.set_xlabel("training clips per second")
     axes.set_ylabel("accuracy, %")
     axes.grid(color="0.9")
