@@ -17,7 +17,7 @@ from ave_clip.training.splits import FeatureSplits, SplitError
 
 NUM_CLIPS = {"train": 12, "validation": 6, "test": 6}
 NUM_SEGMENTS, NAMES = 6, {"0": "Bell", "1": "Bark", "2": "background"}
-CARD = Path(__file__).parents[2] / "model_cards" / "comparison.md"
+CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 @pytest.fixture(scope="module")
@@ -279,10 +279,13 @@ def test_features_with_several_labels_per_segment_are_refused(comparison, argume
         comparison.main([*arguments, "--data", str(tmp_path / "features")])
 
 
-@pytest.mark.skipif(not CARD.exists(), reason="no comparison has been committed")
-def test_the_committed_card_is_made_from_the_committed_results(tables):
-    content = json.loads((CARD.parent / "results" / "comparison.json").read_text(encoding="utf-8"))
-    assert CARD.read_text(encoding="utf-8") == tables.render(content, CARD.with_suffix(".png").name)
+@pytest.mark.parametrize(
+    ("card", "results"),
+    [("comparison", "comparison.json"), ("comparison_synthetic", "synthetic/comparison.json")],
+)
+def test_the_committed_cards_are_made_from_the_committed_results(tables, card, results):
+    content = json.loads((CARDS / "results" / results).read_text(encoding="utf-8"))
+    assert (CARDS / f"{card}.md").read_text(encoding="utf-8") == tables.render(content, f"{card}.png")
 
 
 def test_fields_behind_a_name_change_the_network():
