@@ -233,14 +233,19 @@ def _draw_differences(axes: Any, rows: list[Mapping[str, Any]]) -> None:
 def _draw_speed(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    measured = [row for row in rows if row["costs"] is not None]
-    for number, row in enumerate(measured):
-        speed, accuracy = row["costs"]["training_clips_per_second"], 100 * row["measured"]["mean"][ACCURACY]
+    points = [
+        (row["title"], row["costs"]["training_clips_per_second"], 100 * row["measured"]["mean"][ACCURACY])
+        for row in rows
+        if row["costs"] is not None
+    ]
+    accuracies = [accuracy for *_, accuracy in points]
+    near = 0.08 * (max(accuracies) - min(accuracies))
+    for title, speed, accuracy in points:
         axes.plot([speed], [accuracy], "o", color="#1f5fa8")
-        # Above and below in turns, since similar networks are close to each other.
-        offset = {"xytext": (0, 6 if number % 2 else -6), "textcoords": "offset points", "ha": "center"}
-        options = {**offset, "va": "bottom" if number % 2 else "top", "fontsize": "small"}
-        axes.annotate(row["title"], (speed, accuracy), **options)
+        # Labels are above their points, except where another point is.
+        is_above = not any(0 < other - accuracy < near for other in accuracies)
+        side = {"xytext": (0, 6), "va": "bottom"} if is_above else {"xytext": (0, -6), "va": "top"}
+        axes.annotate(title, (speed, accuracy), textcoords="offset points", ha="center", fontsize="small", **side)
     axes.set_xscale("log")
     # Plain numbers at 1, 2 and 5 times the powers of ten: labels at every line of the grid would overlap.
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
