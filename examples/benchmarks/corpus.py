@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import CLIP_SECONDS, FullSize
@@ -79,13 +79,8 @@ def seconds_for(videos: Path, model: Path, processes: int, dtype: str, frames: i
     return seconds
 
 
-def measure(args: argparse.Namespace, full: FullSize, model: Path, dtype: str) -> list[dict]:
-    """Returns one row per number of processes."""
-    few = {
-        count: make_videos(full.clip(), full.folder / f"few-{dtype}-{count}", [CLIP_SECONDS] * count)
-        for count in args.processes
-    }
-    many = make_videos(full.clip(), full.folder / f"many-{dtype}", lengths(args))
+def measure(args: argparse.Namespace, few: Mapping[int, Path], many: Path, model: Path, dtype: str) -> list[dict]:
+    """Returns one row per number of processes, from folders with one video per process and with all videos."""
     speeds = {count: [] for count in args.processes}
     for _ in range(args.rounds):  # in turns, so that a busy machine slows all of them
         for count, videos in few.items():
@@ -115,7 +110,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
         model = full.folder / "model"
         full.localizer().save_pretrained(model)
         full.processor(args.num_frames_per_segment).save_pretrained(model)
-        rows = [row for dtype in args.dtypes for row in measure(args, full, model, dtype)]
+        few = {
+            count: make_videos(full.clip(), full.folder / f"few-{count}", [CLIP_SECONDS] * count)
+            for count in args.processes
+        }
+        many = make_videos(full.clip(), full.folder / "many", lengths(args))
+        rows = [row for dtype in args.dtypes for row in measure(args, few, many, model, dtype)]
     return finish(rows, args, argv)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 from recordings import write_recording
+from timing import REFERENCE, interleaved
 
 from ave_clip.core.video_io import iter_segments
 
@@ -42,13 +43,13 @@ def seconds_of(call: Callable[[], None]) -> float:
 
 
 def reader_rows(args: argparse.Namespace, video: Path) -> Iterator[tuple[str, float, float]]:
-    """Yields name, ratio and wanted ratio for each number of frames per segment; both sides are run in turns."""
+    """Yields name, ratio and wanted ratio for each number of frames per segment; all are run in turns."""
+    calls: dict[str, Callable[[], None]] = {REFERENCE: lambda: decode(video)}
+    for count in READER_AT_LEAST:
+        calls[str(count)] = lambda count=count: read(video, count, BARE_THREADS)
+    times = interleaved(calls, args.rounds)
     for count, at_least in READER_AT_LEAST.items():
-        ratios = []
-        for _ in range(args.rounds + 1):
-            bare = seconds_of(lambda: decode(video))
-            ratios.append(bare / seconds_of(lambda count=count: read(video, count, BARE_THREADS)))
-        yield f"reader, {count} frames per segment", statistics.median(ratios[1:]), at_least
+        yield f"reader, {count} frames per segment", times[str(count)]["ratio"], at_least
 
 
 def decoding_rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float]]:

@@ -20,7 +20,6 @@ import typer
 from . import cli_options as option
 from .cli_live import check_live, run_live
 from .core.builtin_checkpoints import find_checkpoint, limits_of
-from .core.decode_threads import parse_decode_threads
 from .core.text import counted
 from .core.video_source import STANDARD_INPUT
 from .outputs.drawing import PLOT_SUFFIXES
@@ -177,7 +176,7 @@ def localize(
         "frame_tolerance": frame_tolerance,
         "top_k": top_k,
         "audio_track": audio_track,
-        "decode_threads": None if decode_threads is None else parse_decode_threads(decode_threads),
+        "decode_threads": decode_threads,
         "max_download_bytes": max_download_bytes,
         "max_download_seconds": max_download_seconds,
         "batch_size": batch_size,

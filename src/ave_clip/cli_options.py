@@ -170,9 +170,10 @@ MaxDownloadBytes = Annotated[
 ]
 
 
-def _decode_threads(value: str | None) -> str | None:
+def _decode_threads(value: str | None) -> int | str | None:
+    """Returns what the command gets instead of the text."""
     try:
-        return value if value is None else str(parse_decode_threads(value))
+        return value if value is None else parse_decode_threads(value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

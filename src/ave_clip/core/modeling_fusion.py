@@ -81,10 +81,8 @@ class BlockLayout:
 
 def block_layout(num_segments: int, window: int, lengths: torch.Tensor | None, device: torch.device) -> BlockLayout:
     """Returns the layout of one window; without padding, the same one for the same number of segments."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     # New tensors are of another type inside a mode such as `FakeTensorMode`, and must not be used outside of it.
-    is_traced = is_traced or type(torch.empty(0)) is not torch.Tensor
-    if lengths is not None or is_traced:
+    if lengths is not None or _is_traced() or type(torch.empty(0)) is not torch.Tensor:
         return BlockLayout(num_segments, window, lengths, device)
     return _layout_without_padding(num_segments, window, device)
 
@@ -93,6 +91,10 @@ def block_layout(num_segments: int, window: int, lengths: torch.Tensor | None, d
 def _layout_without_padding(num_segments: int, window: int, device: torch.device) -> BlockLayout:
     with torch.inference_mode(False):  # tensors made in inference mode could not be used in a later training step
         return BlockLayout(num_segments, window, None, device)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 class AVEClipFusionProjections(nn.Module):
@@ -249,8 +251,7 @@ def feature_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
         `torch.Tensor` of shape `(batch_size, blocks, m, d)`.
     """
     if query.device.type == "cpu":
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        if is_traced or torch.is_autocast_enabled("cpu"):
+        if _is_traced() or torch.is_autocast_enabled("cpu"):
             return torch.matmul(value, feature_map(query, key))
         flat = (tensor.flatten(0, 1) for tensor in (query, key, value))
         return _FewMapsAtOnce.apply(*flat).view_as(value)

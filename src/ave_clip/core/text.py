@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 JOINERS = "\u200c\u200d"  # invisible, but parts of words and emoji
 # Control, format (bidirectional marks among them), half of a surrogate pair, line and paragraph separator.
@@ -67,6 +68,16 @@ def counted(number: int, noun: str) -> str:
     ('1 video', '2 videos')
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_few(texts: Sequence[str], limit: int) -> str:
+    """Joins texts with semicolons; of more than `limit`, the first ones and the number of the others.
+
+    >>> first_few(["a", "b", "c"], limit=2)
+    'a; b; and 1 more'
+    """
+    rest = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
+    return "; ".join([*texts[:limit], *rest])
 
 
 def csv_cell(text: str) -> str:

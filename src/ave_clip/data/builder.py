@@ -19,7 +19,7 @@ import datasets
 from transformers.utils import logging
 
 from ..core.categories import MULTI_LABEL, SINGLE_LABEL, check_problem_type
-from ..core.text import printable
+from ..core.text import first_few, printable
 from .categories import label_names
 from .decoding import VideoProblem, find_problems
 from .splitting import assign_splits
@@ -262,11 +262,8 @@ def drop_problems(
 
 
 def _describe(problems: Sequence[VideoProblem], num_rows: int) -> str:
-    shown = "; ".join(
-        printable(f"{problem.video_id} (row {problem.row}): {problem.reason}") for problem in problems[:5]
-    )
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"The videos of {len(problems)} of {num_rows} rows cannot be read: {shown}{more}."
+    reasons = [printable(f"{problem.video_id} (row {problem.row}): {problem.reason}") for problem in problems]
+    return f"The videos of {len(problems)} of {num_rows} rows cannot be read: {first_few(reasons, limit=5)}."
 
 
 def _cut(rows: list[Example], num_shards: int) -> list[list[Example]]:

@@ -15,6 +15,7 @@ import datasets
 
 from ..core.categories import MULTI_LABEL, SINGLE_LABEL
 from ..core.segments import num_segments_for
+from ..core.text import first_few
 from ..files import atomic_file
 from .annotations import AnnotationError, LabelledSpan, check_distinct_names, parse_categories
 from .builder import EventBuilder, EventConfig, Example, LoadedDataset, as_text, event_features, load_events
@@ -305,9 +306,8 @@ def _check_labels(videos: Sequence[VideoAnnotation], categories: Sequence[str], 
     except ValueError as error:
         message = f"{video.name!r}: {error}"
         if len(wrong) > 1:
-            shown = "; ".join(_place_of(*each) for each in wrong[:MAX_SHOWN])
-            more = f"; and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
-            message += f" {len(wrong)} events have a label that is not in the list: {shown}{more}."
+            shown = first_few([_place_of(*each) for each in wrong], MAX_SHOWN)
+            message += f" {len(wrong)} events have a label that is not in the list: {shown}."
         raise AnnotationError(message, str(file), event.line) from error
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..core.modeling_layers import AVEClipBidirectionalLSTM
-from .base import Rival, RivalConfig, RivalScores, lengths_of
+from .base import Rival, RivalConfig, RivalScores, lengths_of, mean_over_segments
 
 _NUM_FACTORS = 5
 _TINY = 1e-8
@@ -67,11 +67,6 @@ class AVIN(Rival):
         pooled = self.pooling(video, audio)
         parts = [within_video, within_audio, between_video, between_audio, pooled]
         return RivalScores(self.classifier(torch.cat(parts, dim=-1)))
-
-
-def mean_over_segments(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Returns the mean `(B, d)` of the real segments of features `(B, T, d)`, which are zero at padding."""
-    return features.sum(dim=1) / real.sum(dim=1, keepdim=True)
 
 
 def interact(features: torch.Tensor, query: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ..core.configuration_base import strict_config
 from ..core.encoding import zero_padding
 from ..core.label_space import LabelSpace
 from ..core.localization_output import AVEClipLocalizationOutput
-from ..core.losses import multi_label_loss
+from ..core.losses import event_attention_loss, multi_label_loss, segment_loss
 from ..core.modeling_base import AlignedPreTrainedModel
 
 SUPERVISION = ("full", "weak")
@@ -168,6 +168,14 @@ class Rival(AlignedPreTrainedModel):
         """Returns the loss for labels `(B,)` of videos. By default that of the mean probability over segments."""
         return self.space.video_loss(scores.logits, labels, real)
 
+    def event_and_class_losses(self, scores: RivalScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the losses of "an event" in each segment, and of the event of each video, for labels `(B, T)`."""
+        assert scores.event_logits is not None
+        assert scores.class_logits is not None
+        video = event_class(labels, self.config.num_classes)
+        event_loss = event_attention_loss(scores.event_logits, self.space.event_targets(labels))
+        return event_loss, segment_loss(scores.class_logits.unsqueeze(1), video.unsqueeze(1))
+
     @property
     def space(self) -> LabelSpace:
         """The classes."""
@@ -258,6 +266,11 @@ def mask_padding(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Returns values `(B, T, ...)` with the lowest number at padding, for a maximum over segments."""
     padding = ~real.view(*real.shape, *[1] * (values.dim() - 2))
     return values.masked_fill(padding, torch.finfo(values.dtype).min)
+
+
+def mean_over_segments(features: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Returns the mean `(B, d)` of the real segments of features `(B, T, d)`, which are zero at padding."""
+    return features.sum(dim=1) / real.sum(dim=1, keepdim=True)
 
 
 def mean_of_highest(values: torch.Tensor, real: torch.Tensor, number: int) -> torch.Tensor:

@@ -7,8 +7,7 @@ authors' code, FloretCat/CMRAN, was read and compared with.
 import torch
 from torch import nn
 
-from ..core.losses import event_attention_loss, segment_loss
-from .base import Rival, RivalConfig, RivalScores, event_class, joint_logits, mask_padding, soft_margin_loss
+from .base import Rival, RivalConfig, RivalScores, joint_logits, mask_padding, soft_margin_loss
 from .relation import AudioVideoInteraction, CrossRelation, InternalRelation, SpatialChannelAttention
 
 _FEEDFORWARD_SIZE = 2048
@@ -50,11 +49,8 @@ class CMRAN(Rival):
         return RivalScores(logits, event_logits, class_logits, visual_attentions=weights)
 
     def full_loss(self, scores: RivalScores, labels: torch.Tensor) -> torch.Tensor:
-        assert scores.event_logits is not None
-        assert scores.class_logits is not None
-        video = event_class(labels, self.config.num_classes)
-        event_loss = event_attention_loss(scores.event_logits, self.space.event_targets(labels))
-        return event_loss + segment_loss(scores.class_logits.unsqueeze(1), video.unsqueeze(1))
+        event_loss, class_loss = self.event_and_class_losses(scores, labels)
+        return event_loss + class_loss
 
     def weak_loss(self, scores: RivalScores, labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         assert scores.event_logits is not None

@@ -21,9 +21,8 @@ import math
 import torch
 from torch import nn
 
-from ..core.losses import event_attention_loss, segment_loss
 from .avel import LocationGuidedAttention
-from .base import Rival, RivalConfig, RivalScores, event_class, joint_logits
+from .base import Rival, RivalConfig, RivalScores, joint_logits, mean_over_segments
 
 
 class GlobalVector(nn.Module):
@@ -40,7 +39,7 @@ class GlobalVector(nn.Module):
         scores = self.query(local) @ self.key(local).transpose(1, 2) / math.sqrt(local.shape[-1])  # (B, T, T)
         weights = scores.masked_fill(~real.unsqueeze(1), float("-inf")).softmax(dim=-1)
         attended = (weights @ self.value(local)).masked_fill(~real.unsqueeze(-1), 0)
-        return attended.sum(dim=1) / real.sum(dim=1, keepdim=True)
+        return mean_over_segments(attended, real)
 
 
 class DAM(Rival):
@@ -74,11 +73,7 @@ class DAM(Rival):
         return RivalScores(logits, event_logits, class_logits, visual_attentions=weights)
 
     def full_loss(self, scores: RivalScores, labels: torch.Tensor) -> torch.Tensor:
-        assert scores.event_logits is not None
-        assert scores.class_logits is not None
-        video = event_class(labels, self.config.num_classes)
-        class_loss = segment_loss(scores.class_logits.unsqueeze(1), video.unsqueeze(1))
-        event_loss = event_attention_loss(scores.event_logits, self.space.event_targets(labels))
+        event_loss, class_loss = self.event_and_class_losses(scores, labels)
         return self.class_loss_weight * class_loss + (1 - self.class_loss_weight) * event_loss
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ..core.categories import IGNORED_LABEL
 from ..core.modeling_layers import AVEClipBidirectionalLSTM
 from .avel import LocationGuidedAttention
-from .base import Rival, RivalConfig, RivalScores, lengths_of, one_hot, xavier
+from .base import Rival, RivalConfig, RivalScores, lengths_of, mean_over_segments, one_hot, xavier
 
 _TINY = 1e-8
 
@@ -129,7 +129,7 @@ class PSP(Rival):
 
     def weak_loss(self, scores: RivalScores, labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         logits = scores.logits.float() * real.unsqueeze(-1)
-        video = (logits.sum(dim=1) / real.sum(dim=1, keepdim=True)).softmax(dim=-1)  # (B, C)
+        video = mean_over_segments(logits, real).softmax(dim=-1)  # (B, C)
         targets = one_hot(labels, video.shape[-1])
         losses = nn.functional.binary_cross_entropy(video, targets.clamp(min=0).float(), reduction="none")
         counted = targets != IGNORED_LABEL
