@@ -83,7 +83,9 @@ def _unpack(archive: Path, target: Path) -> None:
         zipfile.ZipFile(archive).extractall(target)
     else:
         with tarfile.open(archive) as content:
-            content.extractall(target, filter="data")
+            # The same as `filter="data"`, which Python before 3.11.4 refuses; it has no filters and ignores this.
+            content.extraction_filter = getattr(tarfile, "data_filter", None)
+            content.extractall(target)
 
 
 def find_sources(folder: Path) -> list[Source]:
