@@ -10,21 +10,21 @@ import av
 from recordings import write_recording
 from timing import REFERENCE, interleaved
 
+from ave_clip.core.decode_threads import cpus_per_process
 from ave_clip.core.video_io import iter_segments
 
 # Frames per segment, and the fraction of bare PyAV's speed that is wanted.
 READER_AT_LEAST = {1: 0.85, 4: 0.85, 16: 0.7}
-BARE_THREADS = 2
 SIZES = {"1080p": (1080, 1920), "4K": (2160, 3840)}
 QUICK_SIZES = {"1080p": (54, 96), "4K": (108, 192)}
 SECONDS = 5
 
 
 def decode(video: Path) -> None:
-    """Decodes all frames with PyAV and two frame threads, and does nothing with them."""
+    """Decodes all frames with PyAV and a frame thread per CPU, and does nothing with them."""
     with av.open(str(video)) as container:
         context = container.streams.video[0].codec_context
-        context.thread_type, context.thread_count = "FRAME", BARE_THREADS
+        context.thread_type, context.thread_count = "FRAME", cpus_per_process()
         for _ in container.decode(video=0):
             pass
 
@@ -46,7 +46,7 @@ def reader_rows(args: argparse.Namespace, video: Path) -> Iterator[tuple[str, fl
     """Yields name, ratio and wanted ratio for each number of frames per segment; all are run in turns."""
     calls: dict[str, Callable[[], None]] = {REFERENCE: lambda: decode(video)}
     for count in READER_AT_LEAST:
-        calls[str(count)] = lambda count=count: read(video, count, BARE_THREADS)
+        calls[str(count)] = lambda count=count: read(video, count, "auto")
     times = interleaved(calls, args.rounds)
     for count, at_least in READER_AT_LEAST.items():
         yield f"reader, {count} frames per segment", times[str(count)]["ratio"], at_least

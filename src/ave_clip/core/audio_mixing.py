@@ -147,7 +147,7 @@ class MonoMixer:
             samples = samples if self._is_planar else samples.reshape(-1, self._num_channels).T
             self._waiting.append(samples)  # (num_channels, num_samples)
             self._num_waiting += samples.shape[1]
-        if not self._num_waiting or (frame is not None and self._num_channels > 1 and not self._is_block_full):
+        if not self._num_waiting or (frame is not None and not self._is_block_full):
             return []
         channels = np.concatenate(self._waiting, axis=1)
         self._waiting, self._num_waiting = [], 0

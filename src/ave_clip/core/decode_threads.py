@@ -19,6 +19,8 @@ AUTO = "auto"
 MAX_DECODE_THREADS = 64
 # More frame threads hardly decode faster, but each of them keeps frames in memory.
 MAX_AUTO_THREADS = 16
+# More than there are CPUs, so that each has a frame to decode while the reading thread is busy with something else.
+EXTRA_FRAME_THREADS = 2
 MAX_CONVERSION_THREADS = 6
 # Bytes of decoded frames that frame threads may keep, and of images that are converted at the same time.
 MAX_BYTES_IN_FLIGHT = 2**28
@@ -48,17 +50,27 @@ def num_decode_threads(decode_threads: int | str, width: int, height: int) -> in
     """Returns how many frame threads decode a video with frames of this size.
 
     Args:
-        decode_threads (`int` or `str`): A number; or `"auto"`: the CPUs of this process, divided among the processes
-            that torchrun or Accelerate started on this machine. One in child processes of `multiprocessing` (data
-            loader workers), which run beside others.
+        decode_threads (`int` or `str`): A number; or `"auto"`: two more than the CPUs of this process, which are
+            divided among the processes that torchrun or Accelerate started on this machine. One on a single CPU, and
+            in child processes of `multiprocessing` (data loader workers), which run beside others.
         width, height (`int`): Size of a frame in pixels. Large frames get fewer threads.
     """
-    if decode_threads == AUTO:
-        num_threads = 1 if is_child_process() else min(MAX_AUTO_THREADS, cpus_per_process())
-    else:
-        num_threads = int(decode_threads)
+    num_threads = _num_cpus_for(decode_threads)
+    if decode_threads == AUTO and num_threads > 1:
+        num_threads = min(MAX_AUTO_THREADS, num_threads + EXTRA_FRAME_THREADS)
     by_bytes = MAX_BYTES_IN_FLIGHT // max(1, width * height * BYTES_PER_DECODED_PIXEL)
     return max(1, min(num_threads, max(2, by_bytes)))
+
+
+def num_conversion_threads(decode_threads: int | str) -> int:
+    """Returns how many threads convert frames beside those that decode: half as many as CPUs, 1 to 6."""
+    return min(MAX_CONVERSION_THREADS, max(1, _num_cpus_for(decode_threads) // 2))
+
+
+def _num_cpus_for(decode_threads: int | str) -> int:
+    if decode_threads != AUTO:
+        return int(decode_threads)
+    return 1 if is_child_process() else cpus_per_process()
 
 
 def cpus_per_process() -> int:
@@ -97,7 +109,7 @@ class ConversionThreads:
     """
 
     def __init__(self, num_threads: int):
-        self.num_threads = min(MAX_CONVERSION_THREADS, max(1, num_threads))
+        self.num_threads = num_threads
         # Its threads end with `close`, with this object, or with the interpreter.
         self._executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="ave-clip-frames")
 

@@ -103,12 +103,17 @@ class Recording:
     def use_frame_threads(self, video: Any, num_threads: int) -> None:
         """Decodes several frames at once; to be called before anything is decoded.
 
-        With frame threads FFmpeg conceals damage less well and reports it later. So the decoder is set to report
-        whatever it finds wrong, and the reader then starts again with one thread.
+        With frame threads FFmpeg conceals damage less well and reports it later.
         """
-        context = video.codec_context
-        context.thread_type, context.thread_count = "FRAME", num_threads
-        context.options = {**context.options, "err_detect": "explode"}
+        video.codec_context.thread_type, video.codec_context.thread_count = "FRAME", num_threads
+        self.report_damage(video)
+
+    def report_damage(self, video: Any) -> None:
+        """Makes the decoder report whatever it finds wrong; to be called before anything is decoded.
+
+        The reader then starts again, with one thread and without skipping frames.
+        """
+        video.codec_context.options = {**video.codec_context.options, "err_detect": "explode"}
         self.is_strict = True
 
     def check_size(self, width: int, height: int) -> None:

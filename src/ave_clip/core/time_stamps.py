@@ -51,7 +51,7 @@ MAX_AHEAD_PACKETS = 4096
 MAX_AHEAD_PACKETS_AT_START = 512
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Stamped:
     packet: Any
     index: int  # of the stream
@@ -66,7 +66,7 @@ class _Stamped:
         return self.pts
 
 
-@dataclass
+@dataclass(slots=True)
 class _Line:
     """State of one stream: its last time stamp and the next expected one, in seconds after the repair."""
 
@@ -259,7 +259,7 @@ class TimeStamps:
         if packet is None:
             self._exhausted = True
             return False
-        index = packet.stream.index
+        index = packet.stream_index
         base = self._time_bases.get(index)
         if base is None:
             base = self._time_bases[index] = float(packet.time_base)

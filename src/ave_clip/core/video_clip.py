@@ -158,6 +158,11 @@ class ReadOptions:
     def end(self) -> float:
         return math.inf if self.end_seconds is None else self.end_seconds
 
+    def next_frame_time(self, time: float) -> float:
+        """Returns the first time at or after `time`, within rounding, at which a frame is wanted."""
+        step = self.segment_seconds / self.num_frames_per_segment
+        return self.start_seconds + (max(0, math.ceil((time - self.start_seconds) / step - 0.5)) + 0.5) * step
+
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:

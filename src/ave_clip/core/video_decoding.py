@@ -5,6 +5,7 @@ Packets of the stream that is ahead are queued compressed, so badly interleaved 
 memory.
 """
 
+import heapq
 import math
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ import numpy as np
 
 from .audio_mixing import MonoMixer
 from .decode_threads import BYTES_PER_HDR_PIXEL, BYTES_PER_IMAGE_PIXEL, ConversionThreads, SegmentImages
+from .frame_skipping import FrameSkipper, SkippedFrame, nal_format
 from .orientation import display_matrix, displayed_size, is_transposed, turn_upright
 from .recording import FORMATS_WITH_DURATION, MAX_DURATION_SECONDS, Recording, start_time
 from .segments import TIME_TOLERANCE_SECONDS, copy_overlap, last_frame_stays
@@ -45,11 +47,7 @@ MIN_PACKET_FRACTION = 0.1
 MIN_DAMAGED_BYTES = 50_000  # most of a smaller file may be headers
 # Formats whose seeking lands at a known time. The others are decoded from their beginning.
 SEEKABLE_FORMATS = {"mov", "matroska", "flv"}
-
-
-def _is_repeated_header(packet: Any) -> bool:
-    """Whether a packet is a Theora header, which FFmpeg would decode as a frame where ogg files are joined."""
-    return packet.stream.codec_context.name == "theora" and bool(memoryview(packet)[0] & 0x80)
+PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 if unknown
 
 
 class Demuxer:
@@ -67,8 +65,14 @@ class Demuxer:
         self.is_cut = False  # whether the file stopped within a packet
         self.num_decoding_errors = 0
         self._has_video_error = False
+        self._skipper: FrameSkipper | None = None
+        self.has_skipped_wrongly = False  # whether a frame is missing that had to be decoded
         self.num_late_packets = 0
         self.end_position = 0  # in the file, of its last packet; 0 if not known
+        # Streams in which FFmpeg would decode headers as frames where ogg files are joined.
+        self._theora = {stream.index for stream in recording.streams if stream.codec_context.name == "theora"}
+        self._declares_duration = bool(recording.format_names & FORMATS_WITH_DURATION)
+        self._declared_ends: dict[int, float | None] = {}
         self._num_bytes = 0  # of the packets
         self._repairs: set[str] = set()
         self._restart()
@@ -110,13 +114,35 @@ class Demuxer:
             if len(self._repairs) <= MAX_REPAIR_WARNINGS and not self.recording.is_quiet:
                 self.recording.warn_once(repair)
 
-    def may_depend_on_threads(self, is_read_to_end: bool) -> bool:
-        """Whether decoding with one thread could have given something else so far: frame threads read further ahead.
+    def may_depend_on_speed(self, is_read_to_end: bool) -> bool:
+        """Whether decoding all frames with one thread could have given something else so far.
+
+        Frame threads read further ahead, and skipped frames are missed where others are damaged.
 
         Args:
             is_read_to_end (`bool`): Whether the whole file is wanted, with its last packet, wherever it is cut off.
         """
-        return self._has_video_error or self.num_late_packets > 0 or (self.is_cut and not is_read_to_end)
+        is_unlike = self._has_video_error or self.has_skipped_wrongly or self.num_late_packets > 0
+        return is_unlike or (self.is_cut and not is_read_to_end)
+
+    def skip_frames(self, video: Any, next_wanted: Callable[[float], float]) -> bool:
+        """Leaves out frames that are neither wanted nor needed to decode others; to be called before any is decoded.
+
+        Args:
+            video (`av.video.stream.VideoStream`): The stream.
+            next_wanted (`Callable`): As for `FrameSkipper`.
+
+        Returns:
+            `bool`: Whether this is possible: for H.264 and HEVC, in containers with a time stamp per frame.
+        """
+        units, context = nal_format(video), video.codec_context
+        if units is None or context.field_order > PROGRESSIVE:
+            return False
+        if not self.recording.format_names & SEEKABLE_FORMATS:
+            return False
+        self._skipper = FrameSkipper(units, next_wanted)
+        self._reorder_depth = context.reorder_depth
+        return True
 
     def close(self) -> None:
         """Frees what keeps the decoder, and so its threads, alive."""
@@ -128,12 +154,33 @@ class Demuxer:
         return len(self._repairs)
 
     def frames(self, stream: Any) -> Iterator[tuple[float | None, Any]]:
-        """Yields the decoded frames of a stream in display order, with their times (`None` if the file has none)."""
-        while (packet := self.next_packet(stream)) is not None:
-            yield from self._decode(stream, packet)
-        yield from self._decode(stream, None)
+        """Yields the frames of a stream in display order, with their times (`None` if the file has none).
 
-    def _decode(self, stream: Any, packet: Any | None) -> Iterator[tuple[float | None, Any]]:
+        Frames are decoded, or `SkippedFrame` after `skip_frames`.
+        """
+        skipper = self._skipper if stream.type == "video" else None
+        skipped: list[SkippedFrame] = []  # a heap
+        while (packet := self.next_packet(stream)) is not None:
+            if skipper is not None and packet.pts is not None and not self._repairs:
+                time = self.recording.seconds(packet.pts, stream)
+                if skipper.can_skip(packet, time):
+                    heapq.heappush(skipped, SkippedFrame(time, packet.duration or 0))
+                    continue
+            yield from self._in_order(self._decode(stream, packet), skipped)
+        yield from self._in_order(self._decode(stream, None), skipped)
+        yield from ((frame.time, frame) for frame in sorted(skipped))
+
+    def _in_order(
+        self, decoded: list[tuple[float | None, Any]], skipped: list[SkippedFrame]
+    ) -> Iterator[tuple[float | None, Any]]:
+        """Yields decoded frames, and before each of them the skipped ones with an earlier time, which it removes."""
+        for time, frame in decoded:
+            while skipped and time is not None and skipped[0].time < time:
+                earlier = heapq.heappop(skipped)
+                yield earlier.time, earlier
+            yield time, frame
+
+    def _decode(self, stream: Any, packet: Any | None) -> list[tuple[float | None, Any]]:
         import av
 
         if packet is not None and packet.dts is not None and stream.type == "video":
@@ -142,12 +189,25 @@ class Demuxer:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
             self.count_error(stream, error)
-            return
+            return []
+        timed = []
         for frame in frames:
             timestamp = self._timestamp(stream, frame)
             time = None if timestamp is None else self.recording.seconds(timestamp, stream)
             if time is None or abs(time) <= MAX_DURATION_SECONDS:
-                yield time, frame
+                timed.append((time, frame))
+        if self.recording.is_strict and stream.type == "video":
+            self._check_decoding(stream, frames)
+        return timed
+
+    def _check_decoding(self, video: Any, frames: list[Any]) -> None:
+        """Notes signs that one thread, or decoding all frames, would give other frames."""
+        self._has_video_error |= any(frame.is_corrupt for frame in frames)
+        if self._skipper is not None:
+            # A field may be skipped without the other one, and a decoder that finds that it must sort more frames
+            # than it expected has lost one of them: another one than without skipping.
+            is_sorted = video.codec_context.reorder_depth == self._reorder_depth
+            self.has_skipped_wrongly |= not is_sorted or any(frame.interlaced_frame for frame in frames)
 
     def count_error(self, stream: Any, error: Exception) -> None:
         self.num_decoding_errors += 1
@@ -188,7 +248,7 @@ class Demuxer:
         packet = self._stamps.next_packet()
         if packet is None:
             self._exhausted = True
-        elif packet.stream.index in self._waiting:
+        elif packet.stream_index in self._waiting:
             self._keep(packet)
         elif packet.stream in self.streams:
             self.num_late_packets += 1
@@ -201,7 +261,7 @@ class Demuxer:
             while (packet := next(self._packets, None)) is not None:
                 self._num_bytes += packet.size
                 self.end_position = max(self.end_position, (packet.pos or 0) + packet.size)
-                if packet.size and not _is_repeated_header(packet):
+                if packet.size and not (packet.stream_index in self._theora and memoryview(packet)[0] & 0x80):
                     return packet
         except (av.FFmpegError, OSError) as error:
             self.error = getattr(error, "strerror", None) or str(error)
@@ -226,9 +286,9 @@ class Demuxer:
             raise VideoReadError(
                 f"Cannot read {self.recording.name}: it is encrypted (copy protection). Use a copy without protection."
             )
-        index = packet.stream.index
+        index = packet.stream_index
         # In other formats (mpegts) such a packet may only be damaged.
-        self.is_cut |= packet.is_corrupt and bool(self.recording.format_names & FORMATS_WITH_DURATION)
+        self.is_cut |= packet.is_corrupt and self._declares_duration
         if self._first_dts is None and packet.stream.type == "video":
             self._first_dts = packet.dts
         self._waiting[index].append(packet)
@@ -244,13 +304,17 @@ class Demuxer:
 
         Otherwise, if the audio of a long film stops after 2 s, the whole film would be queued in memory.
         """
+        if not self._waiting_bytes:
+            return False
         if self._waiting_bytes > MAX_WAITING_BYTES:
             return True
         if self.recording.is_live:
             return self._is_silent(stream)
-        end = self.recording.stream_end(stream)
-        if self.num_repairs or not self.recording.format_names & FORMATS_WITH_DURATION:
+        if self.num_repairs or not self._declares_duration:
             return False  # the declared end is wrong, an estimate, or the end of the first of several recordings
+        if stream.index not in self._declared_ends:
+            self._declared_ends[stream.index] = self.recording.stream_end(stream)
+        end = self._declared_ends[stream.index]
         if end is None or self._latest[stream.index] < end - TRUNCATION_TOLERANCE_SECONDS:
             return False
         return max(self._latest.values()) > end + MAX_WAITING_SECONDS
@@ -343,6 +407,7 @@ class VideoTrack:
         self._known_kinds: set[tuple] = set()  # of frames that were converted
         self.size = None if size is None else tuple(size)
         self.num_decoded = 0
+        self._demuxer = demuxer
         self._frames = demuxer.frames(self.stream)
         self._interval = 1 / (self.recording.frame_rate or 25)
         self._current: _TimedFrame | None = None
@@ -374,6 +439,9 @@ class VideoTrack:
             if self._current is None or self._current is shown or (time >= self._end and not self._stays):
                 continue
             shown = self._current
+            if isinstance(shown.frame, SkippedFrame):  # the frame that was to replace it is missing
+                self._demuxer.has_skipped_wrongly = True
+                continue
             # Converted at once: stored decoded frames would need as much memory as full-size images.
             frame = shown.frame
             kind = frame.format.name, frame.colorspace, frame.color_range, frame.color_trc, frame.width, frame.height
@@ -405,12 +473,8 @@ class VideoTrack:
             self._stays = self.num_decoded > 0 and last_frame_stays(np.array(self._times))
             return None
         self.num_decoded += 1
-        self.recording.check_size(frame.width, frame.height)
-        if frame.rotation != self._rotation:
-            # Not for every frame: in PyAV 18 a frame whose side data was read is freed only by the garbage collector.
-            self._rotation, self._matrix = frame.rotation, display_matrix(frame)
-        if self.size is None:
-            self.size = displayed_size(frame, self._matrix)
+        if not isinstance(frame, SkippedFrame):
+            self._check_geometry(frame)
         # A frame without a time stamp, or one that goes back, follows the previous frame. Its own duration is used if
         # it has one, because the duration of the previous frame may include a jump that was removed.
         previous = self._upcoming.time if self._upcoming is not None else -math.inf
@@ -429,6 +493,14 @@ class VideoTrack:
         self._end = self._position + self._interval
         self._times.append(time)
         return _TimedFrame(time, frame, self._matrix)
+
+    def _check_geometry(self, frame: Any) -> None:
+        self.recording.check_size(frame.width, frame.height)
+        if frame.rotation != self._rotation:
+            # Not for every frame: in PyAV 18 a frame whose side data was read is freed only by the garbage collector.
+            self._rotation, self._matrix = frame.rotation, display_matrix(frame)
+        if self.size is None:
+            self.size = displayed_size(frame, self._matrix)
 
     def _to_image(self, timed: _TimedFrame) -> np.ndarray:
         assert self.size is not None  # the first frame has set it

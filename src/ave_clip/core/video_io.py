@@ -55,7 +55,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .decode_threads import ConversionThreads, num_decode_threads
+from .decode_threads import ConversionThreads, num_conversion_threads, num_decode_threads
 from .orientation import clockwise_degrees, display_matrix, displayed_size
 from .recording import FORMATS_WITH_DURATION, Recording
 from .segments import (
@@ -197,17 +197,14 @@ def iter_segments(
     return _generate(source, options)
 
 
-def _num_threads(recording: Recording, options: ReadOptions) -> int:
-    """Returns the number of frame threads for a recording."""
-    # One thread for AVI, whose frames get their times from when the decoder returns them; for URLs: a damaged file is
-    # read again from its start, which would count twice as a download; and for live streams, which cannot be read
-    # again, and whose frames would be returned later by one per thread.
+def _is_decoded_fast(recording: Recording, options: ReadOptions) -> bool:
+    """Whether frames of a recording may be decoded by several threads, or skipped."""
+    # Not in AVI, whose frames get their times from when the decoder returns them; in URLs: a damaged file is read
+    # again from its start, which would count twice as a download; and in live streams, which cannot be read again,
+    # and whose frames would be returned later by one per thread.
     if recording.video is None or not options.read_video or recording.is_live:
-        return 1
-    if "avi" in recording.format_names or is_downloaded(recording.container):
-        return 1
-    context = recording.video.codec_context
-    return num_decode_threads(options.decode_threads, context.width, context.height)
+        return False
+    return "avi" not in recording.format_names and not is_downloaded(recording.container)
 
 
 def _generate(source: Any, options: ReadOptions) -> Iterator[Segment]:
@@ -230,17 +227,14 @@ class SegmentReader:
     def __init__(self, recording: Recording, options: ReadOptions):
         self.options = options
         self.truncated = False
-        self._begin(recording, _num_threads(recording, options))
+        self._begin(recording, _is_decoded_fast(recording, options))
 
-    def _begin(self, recording: Recording, num_threads: int) -> None:
+    def _begin(self, recording: Recording, is_fast: bool) -> None:
         self.recording, options = recording, self.options
         video = recording.video if options.read_video else None
         audio = recording.audio if options.read_audio else None
-        self._threads = None
-        if num_threads > 1:
-            recording.use_frame_threads(video, num_threads)
-            self._threads = ConversionThreads(num_threads // 2)
         self._demuxer = Demuxer(recording, [stream for stream in (video, audio) if stream is not None])
+        self._threads = self._decode_fast(video) if is_fast else None
         self._video = self._audio = None
         if video is not None:
             self._video = VideoTrack(self._demuxer, options.size, options.frame_transform, self._threads)
@@ -248,12 +242,23 @@ class SegmentReader:
             self._audio = AudioTrack(self._demuxer, options.sampling_rate)
         self._declared_duration = recording.duration_seconds
 
+    def _decode_fast(self, video: Any) -> ConversionThreads | None:
+        """Skips frames that are not needed, and decodes with several threads; returns those that convert frames."""
+        if self._demuxer.skip_frames(video, self.options.next_frame_time):
+            self.recording.report_damage(video)
+        context = video.codec_context
+        num_threads = num_decode_threads(self.options.decode_threads, context.width, context.height)
+        if num_threads == 1:
+            return None
+        self.recording.use_frame_threads(video, num_threads)
+        return ConversionThreads(num_conversion_threads(self.options.decode_threads))
+
     def __iter__(self) -> Iterator[Segment]:
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
             self._demuxer.seek(self.options.start_seconds)
             for index in itertools.count():
-                segment = self._read_as_with_one_thread(index, stack)
+                segment = self._read_exactly(index, stack)
                 if index == 0:
                     self._check_start()
                 if index >= num_segments_for(self.duration_seconds, self.options.segment_seconds):
@@ -267,13 +272,13 @@ class SegmentReader:
             self._threads.close()
         self._demuxer.close()
 
-    def _read_as_with_one_thread(self, index: int, stack: contextlib.ExitStack) -> Segment:
-        """Reads a segment; if that might depend on the number of threads, again with one, from the file's start."""
+    def _read_exactly(self, index: int, stack: contextlib.ExitStack) -> Segment:
+        """Reads a segment; if that might depend on threads or skipped frames, again without, from the file's start."""
         if not self.recording.is_strict:
             return self._read(index)
         try:
             segment = self._read(index)
-            if not self._demuxer.may_depend_on_threads(is_read_to_end=self.options.end_seconds is None):
+            if not self._demuxer.may_depend_on_speed(is_read_to_end=self.options.end_seconds is None):
                 return segment
         except VideoReadError:  # one thread may be able to read this segment, and meet the error in a later one
             pass
@@ -282,7 +287,7 @@ class SegmentReader:
         container = stack.enter_context(reopen_container(recording.container, recording.name))
         again = Recording(container, recording.name, self.options.audio_track, recording.is_quiet)
         again.warnings = recording.warnings
-        self._begin(again, 1)
+        self._begin(again, is_fast=False)
         self._demuxer.seek(self.options.start_seconds)
         for earlier in range(index):
             self._pass(earlier)
