@@ -8,7 +8,7 @@
 | cosine | least cosine of half-type embeddings to float32 |
 | graphs | speed of small batches with `cuda_graphs`, divided by that without |
 | compile | items per second of the compiled towers at four times the batch |
-| reader | speed of `iter_segments` without a model, divided by that of bare PyAV with two frame threads, both on two threads |
+| reader | speed of `iter_segments` without a model, divided by that of bare PyAV with a frame thread per CPU |
 | decoding | how many times faster than real time 1080p and 4K videos are read, with all threads |
 | training | milliseconds of a training step of the localizer, pooled and dense features, and of PSP |
 | start | time from start to the first result, divided by that of importing torch and transformers |

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ave_clip.core import video_io
-from ave_clip.core.decode_threads import num_decode_threads
+from ave_clip.core.decode_threads import num_conversion_threads, num_decode_threads
 from ave_clip.core.video_io import VideoReadError, iter_segments
 from ave_clip.core.video_source import reopen_container
 
@@ -125,14 +125,17 @@ def test_a_reader_that_is_closed_or_dropped_ends_its_threads(clip, closes):
 def test_auto_uses_the_cpus_but_one_thread_in_workers_and_few_for_large_frames(monkeypatch):
     monkeypatch.setattr("ave_clip.core.decode_threads._num_cpus", lambda: 12)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert num_decode_threads("auto", 640, 360) == 12
+    assert (num_decode_threads("auto", 640, 360), num_conversion_threads("auto")) == (14, 6)
     assert num_decode_threads("auto", 3840, 2160) == 10
     assert num_decode_threads(64, 7680, 4320) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert num_decode_threads("auto", 640, 360) == 3
+    assert (num_decode_threads("auto", 640, 360), num_conversion_threads("auto")) == (5, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "12")
+    assert num_decode_threads("auto", 640, 360) == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     assert num_decode_threads("auto", 640, 360) == 1
-    assert num_decode_threads(2, 640, 360) == 2
+    assert (num_decode_threads(2, 640, 360), num_conversion_threads(2)) == (2, 1)
 
 
 @pytest.mark.parametrize("number", [0, 65, "many", True, None, 2.0])

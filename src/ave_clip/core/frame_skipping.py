@@ -1,7 +1,7 @@
 """Which frames of a video need not be decoded: those that no segment shows and no other frame is predicted from.
 
-H.264 and HEVC mark such frames (most B-frames), so that a decoder may leave them out: the others come out the same, bit
-by bit. What a segment shows follows from the time stamps alone, before anything is decoded.
+H.264 and HEVC mark frames that no other one needs (most B-frames). Without them the others come out the same, bit by
+bit. What a segment shows follows from the time stamps alone, before anything is decoded.
 """
 
 from bisect import bisect_right, insort

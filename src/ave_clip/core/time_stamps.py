@@ -259,7 +259,7 @@ class TimeStamps:
         if packet is None:
             self._exhausted = True
             return False
-        index = packet.stream_index
+        index = packet.stream.index
         base = self._time_bases.get(index)
         if base is None:
             base = self._time_bases[index] = float(packet.time_base)

@@ -1,7 +1,7 @@
 """Reads a video file as the frames and the audio of each segment. PyAV decodes it (its wheel contains FFmpeg).
 
-The file is read once, in constant memory: packets are demuxed as they are needed, and only the frames that a segment
-needs are converted to RGB.
+The file is read once, in constant memory: packets are demuxed as they are needed, only the frames that a segment needs
+are converted to RGB, and those that nothing needs are not decoded (`frame_skipping.py`).
 
 Time zero is the earlier start of video and audio, as in a player. A frame is displayed from its time stamp until that
 of the next frame; samples are positioned by time stamp. Segment `t` then follows the grid of `segments.py`. Special
@@ -169,8 +169,9 @@ def iter_segments(
             and one at a time, unless the callable has an attribute `is_thread_safe=True`: then several threads call it
             in any order.
         decode_threads (`int` or `str`): Number of threads that decode, beside a few that convert frames; segments do
-            not depend on it. `"auto"`: as many as this process has CPUs, fewer for large frames; one in child
-            processes of `multiprocessing` such as data loader workers. URLs and AVI files are read with one thread.
+            not depend on it. `"auto"`: two more than this process has CPUs, at most 16, fewer for large frames; one
+            on a single CPU, and in child processes of `multiprocessing` such as data loader workers. URLs and AVI
+            files are read with one thread.
 
     Returns:
         Iterator of `Segment`: At least one.
