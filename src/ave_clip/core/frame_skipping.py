@@ -4,6 +4,7 @@ H.264 and HEVC mark frames that no other one needs (most B-frames). Without them
 bit. What a segment shows follows from the time stamps alone, before anything is decoded.
 """
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ MAX_TIMES = 64
 # Types of supplements (SEI) that say nothing about how frames are decoded, turned or coloured: timing, subtitles, the
 # encoder's name, checksums.
 HARMLESS_SUPPLEMENTS = {1, 4, 5, 132}
+# Of the decoder configuration in mp4 and others; H.264 and HEVC with start codes have none.
+MIN_CONFIGURATION_BYTES = {"h264": 7, "hevc": 23}
 CONFIGURATION_VERSION = 1
 ONE_TEMPORAL_LAYER = 1
 
@@ -75,16 +78,15 @@ class NalFormat:
 def nal_format(stream: Any) -> NalFormat | None:
     """Returns how a stream stores its NAL units; `None` if it is of another codec, or stored without their lengths."""
     context = stream.codec_context
-    extradata = context.extradata or b""
-    if len(extradata) < 23 or extradata[0] != CONFIGURATION_VERSION:
+    extradata: bytes = context.extradata or b""
+    if len(extradata) < MIN_CONFIGURATION_BYTES.get(context.name, math.inf) or extradata[0] != CONFIGURATION_VERSION:
         return None
     if context.name == "h264":  # header: 1 bit 0, 2 bits importance for other frames, 5 bits type
         return NalFormat((extradata[4] & 3) + 1, 1, frozenset({1}), frozenset({6}), frozenset({9}))
-    if context.name == "hevc" and extradata[21] >> 3 & 7 == ONE_TEMPORAL_LAYER:
-        # Header: 1 bit 0, 6 bits type, 9 bits layer. With more layers, frames of a higher one may need such a frame.
-        unreferenced = frozenset(2 * kind for kind in range(0, 16, 2))
-        return NalFormat((extradata[21] & 3) + 1, 2, unreferenced, frozenset({78, 80}), frozenset({70}))
-    return None
+    if extradata[21] >> 3 & 7 != ONE_TEMPORAL_LAYER:  # frames of a higher layer may need an unreferenced one
+        return None
+    unreferenced = frozenset(2 * kind for kind in range(0, 16, 2))  # header: 1 bit 0, 6 bits type, 9 bits layer
+    return NalFormat((extradata[21] & 3) + 1, 2, unreferenced, frozenset({78, 80}), frozenset({70}))
 
 
 class FrameSkipper:
