@@ -8,8 +8,8 @@
 | cosine | least cosine of half-type embeddings to float32 |
 | graphs | speed of small batches with `cuda_graphs`, divided by that without |
 | compile | items per second of the compiled towers at four times the batch |
-| reader | speed of `iter_segments` without a model, divided by that of bare PyAV with a frame thread per CPU |
-| decoding | how many times faster than real time 1080p and 4K videos are read, with all threads |
+| reader | speed of `iter_segments` without a model, divided by that of bare PyAV with two frame threads, both on two CPUs |
+| decoding | how many times faster than real time 1080p and 4K videos are read, with all threads; how fast the GPU's own decoder (NVDEC) is, and how different its pictures |
 | training | milliseconds of a training step of the localizer, pooled and dense features, and of PSP |
 | start | time from start to the first result, divided by that of importing torch and transformers |
 | threads | whether segments and events are the same with one decoding thread and with all |
@@ -35,7 +35,8 @@ from pathlib import Path
 
 import torch
 import train_step
-from decoding import decoding_rows, reader_rows
+from av.codec.hwaccel import HWAccel
+from decoding import decoding_rows, hardware_rows, reader_rows
 from encoders import NUM_LABELS, build_model, pictures, waveforms
 from originals import original_audioclip, original_psp_step, psp_batch
 from recordings import repeat_recording, write_recording
@@ -269,6 +270,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             rows += [*tower_rows(args, model), *launch_rows(args, model)]
             rows += pipeline_rows(args, model, str(video), seconds)
         rows += [row(*measured) for measured in (*reader_rows(args, scene), *decoding_rows(args, Path(folder)))]
+        hwaccel = HWAccel("cuda", allow_software_fallback=False) if args.device.startswith("cuda") else None
+        rows += [row(*measured) for measured in hardware_rows(args, Path(folder), hwaccel)]
         rows += training_rows(args)
         if not args.quick:
             rows.append(start_row(args, str(scene)))
