@@ -166,5 +166,8 @@ def test_the_check_of_a_gpu_runs_on_the_cpu_with_tiny_inputs(benchmark):
     rows = benchmark("gpu").main(["--device", "cpu", "--quick"])["rows"]
     reached = {row["row"]: row["reached"] for row in rows}
     assert reached["threads, same segments and events"] == 1
+    # Without a GPU, the CPUs stand in for its decoder, so the pictures are equal.
+    assert {value for name, value in reached.items() if name.endswith("largest difference in grey levels")} == {0}
     # Cosines, towers, graphs, compile; corpus and pipeline, threads; reader, decoding; training.
-    assert len(rows) == (4 + 2 + 2 + 2) + (4 + 1) + (3 + 2) + 3 and all(value > 0 for value in reached.values())
+    assert len(rows) == (4 + 2 + 2 + 2) + (4 + 1) + (3 + 2 + 4) + 3
+    assert all(value > 0 for name, value in reached.items() if "difference" not in name)
