@@ -55,6 +55,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .audio_decoding import AudioTrack
 from .decode_threads import ConversionThreads, num_conversion_threads, num_decode_threads
 from .orientation import clockwise_degrees, display_matrix, displayed_size
 from .recording import FORMATS_WITH_DURATION, Recording
@@ -69,7 +70,7 @@ from .segments import (
     select_frames,
 )
 from .video_clip import ReadOptions, Segment, VideoClip, VideoInfo
-from .video_decoding import MAX_REPAIR_WARNINGS, TRUNCATION_TOLERANCE_SECONDS, AudioTrack, Demuxer, VideoTrack
+from .video_decoding import MAX_REPAIR_WARNINGS, TRUNCATION_TOLERANCE_SECONDS, Demuxer, VideoTrack
 from .video_source import (
     DownloadLimits,
     VideoReadError,

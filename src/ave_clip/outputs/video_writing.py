@@ -19,10 +19,11 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 from transformers.utils import logging
 
+from ..core.audio_decoding import AudioTrack
 from ..core.orientation import display_matrix, displayed_size, is_transposed, turn_upright
 from ..core.segments import last_frame_stays
 from ..core.tone_mapping import BT709_PRIMARIES, is_hdr, tone_map
-from ..core.video_decoding import MAX_TIMES, UNSPECIFIED_MATRIX, AudioTrack, Demuxer, Recording
+from ..core.video_decoding import MAX_TIMES, UNSPECIFIED_MATRIX, Demuxer, Recording
 from ..core.video_source import VideoReadError, open_container, source_name
 from ..files import atomic_file
 
