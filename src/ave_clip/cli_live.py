@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .core.video_source import source_name
 from .outputs.live_writer import check_live_format, open_live_writer
 from .outputs.writers import WrongOutputError
 from .programs import Interrupted
@@ -44,9 +45,9 @@ def run_live(
         options (`dict`): Of `stream`.
         say (`Callable`): Writes a message for the user.
     """
-    parts = localizer.stream(video, live=True, **options)
+    parts, name = localizer.stream(video, live=True, **options), source_name(video)  # without a password
     try:
-        with open_live_writer(format, video, output) as writer:
+        with open_live_writer(format, name, output) as writer:
             try:
                 for part in parts:
                     writer.add(part)
@@ -60,7 +61,7 @@ def run_live(
         raise typer.Exit(1) from None
     except ValueError as error:
         message = str(error)
-        say(message if video in message else f"{video}: {message}")
+        say(message if name in message else f"{name}: {message}")
         raise typer.Exit(1) from None
     except OSError as error:
         say(f"cannot write {output or 'the results'}: {error}")

@@ -1,17 +1,19 @@
 """Opens a stream that is still being written or sent: a pipe, a growing file, or the URL of a camera or broadcast.
 
 It is read forward only, so the container must allow that: MPEG-TS, Matroska and WebM, FLV, Ogg, fragmented MP4. A thread
-reads the bytes ahead, at most 1 MiB of them, so that waiting for them can be ended at any time.
+reads ahead, at most 1 MiB of bytes or 1024 packets, so that waiting for a writer or sender can be ended at any time.
 
 | source | how it is read | its end |
 |---|---|---|
 | `-`, a named pipe, a file object | as bytes come; a pause is a warning, and reading goes on after it | when the writer closes it |
 | a file | from its beginning, then what is appended | when it has not grown for `silent_seconds` |
 | `http://`, `https://` URL | one request; if the connection is lost or silent, a new one from then on | when the server ends it, or after five lost connections without any data |
-| `rtsp://`, `rtp://`, `udp://`, `rtmp://`, `srt://`, `tcp://` URL | by FFmpeg, which may open these protocols only | when the sender ends it, or is silent for `silent_seconds` |
+| `rtsp://`, `rtp://`, `udp://`, `rtmp://`, `srt://`, `tcp://` URL | by FFmpeg, which may open these protocols only | when the sender ends it, closes the connection, or is silent for `silent_seconds`; an error if it has not begun after that time, or 30 s if that is longer |
 """  # noqa: E501
 
 import contextlib
+import http.client
+import math
 import os
 import queue
 import stat
@@ -45,12 +47,81 @@ LIVE_SCHEMES = ("rtsp", "rtsps", "rtp", "udp", "rtmp", "rtmps", "srt", "tcp")
 LIVE_PROTOCOLS = (*LIVE_SCHEMES, "srtp", "tls", "crypto")
 LIVE_FORMATS = ("rtsp", "rtp", "sdp")
 MAX_CHUNKS_AHEAD = 16
+MAX_PACKETS_AHEAD = 1024
+# How long the end of a stream waits for FFmpeg to take leave of the sender; a silent sender may hold it for longer.
+CLOSE_SECONDS = 1.0
 MAX_LOST_CONNECTIONS = 5  # one after the other, without any data
 POLL_SECONDS = 0.05
 FORWARD_ONLY = (
     "Write MPEG-TS, Matroska, WebM, FLV or fragmented MP4 (`ffmpeg -i INPUT -c copy -f mpegts OUTPUT`), or localize "
     "the complete file without live reading."
 )
+
+
+class _Silence(Exception):
+    """Nothing has come for the time that was allowed."""
+
+
+class _Ahead:
+    """Items that a thread produces ahead of the reader, whose waiting for them can be ended at any time.
+
+    Args:
+        items (`Iterator`): May block, and runs in the thread. An exception that it raises or yields is raised where
+            the items are read.
+        max_items (`int`): How many items the thread is ahead at most.
+    """
+
+    def __init__(self, items: Iterator[Any], max_items: int) -> None:
+        self._items: queue.Queue = queue.Queue(max_items)
+        self._is_ended = False
+        self._is_stopped = threading.Event()
+        # A daemon, never joined without a limit: it may be blocked where nothing comes any more.
+        self._thread = threading.Thread(target=self._feed, args=(items,), name="ave-clip-live", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the items for the reader at once."""
+        self._is_stopped.set()
+
+    def join(self, seconds: float) -> None:
+        """Waits for the end of the thread, but not longer than some seconds."""
+        self._thread.join(seconds)
+
+    def next(self, seconds: float) -> Any | None:
+        """Returns the next item; `None` at the end, or if it was stopped.
+
+        Raises:
+            _Silence: If none has come after `seconds`.
+        """
+        begin = time.monotonic()
+        while not self._is_ended and not self._is_stopped.is_set():
+            try:
+                item = self._items.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if time.monotonic() - begin > seconds:
+                    raise _Silence from None
+                continue
+            self._is_ended = item is None or isinstance(item, BaseException)
+            if isinstance(item, BaseException):
+                raise item
+            return item
+        return None
+
+    def _feed(self, items: Iterator[Any]) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+            self._put(None)
+        except BaseException as error:  # raised where the items are read
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        while not self._is_stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._items.put(item, timeout=POLL_SECONDS)
+                return True
+        return False
 
 
 class LiveFile:
@@ -67,16 +138,12 @@ class LiveFile:
 
     def __init__(self, chunks: Iterator[bytes], name: str, silent_seconds: float) -> None:
         self.name, self.silent_seconds, self.num_pauses = name, silent_seconds, 0
-        self._chunks: queue.Queue = queue.Queue(MAX_CHUNKS_AHEAD)
+        self._chunks = _Ahead(chunks, MAX_CHUNKS_AHEAD)
         self._rest = b""
-        self._is_ended = False
-        self._is_stopped = threading.Event()
-        # A daemon, never joined: it may be blocked in a pipe from which nothing comes any more.
-        threading.Thread(target=self._feed, args=(chunks,), name="ave-clip-live", daemon=True).start()
 
     def stop(self) -> None:
         """Ends the stream for the reader at once."""
-        self._is_stopped.set()
+        self._chunks.stop()
 
     def read(self, num_bytes: int) -> bytes:
         """Returns the next bytes as soon as there are any, at most `num_bytes`; none at the end of the stream."""
@@ -91,42 +158,95 @@ class LiveFile:
             self._rest += chunk
         return self._rest[:num_bytes]
 
-    def _feed(self, chunks: Iterator[bytes]) -> None:
-        try:
-            for chunk in chunks:
-                if not self._put(chunk):
-                    return
-            self._put(b"")
-        except BaseException as error:  # raised where the bytes are read
-            self._put(error)
-
-    def _put(self, item: Any) -> bool:
-        while not self._is_stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._chunks.put(item, timeout=POLL_SECONDS)
-                return True
-        return False
-
     def _next_chunk(self) -> bytes:
-        begin, is_told = time.monotonic(), False
-        while not self._is_ended and not self._is_stopped.is_set():
+        try:
+            return self._chunks.next(self.silent_seconds) or b""
+        except _Silence:
+            self.num_pauses += 1
+            logger.warning(
+                f"{self.name}: nothing has come for {self.silent_seconds:g} seconds (pause number "
+                f"{self.num_pauses}). Waiting for more; Ctrl-C ends it."
+            )
+            return self._chunks.next(math.inf) or b""
+
+
+class LiveContainer:
+    """A container that FFmpeg opens and reads from the network, in a thread. All but `demux` is PyAV's container.
+
+    FFmpeg can be interrupted only after a time that is set before it begins to wait.
+
+    Args:
+        url (`str`): What FFmpeg opens.
+        name (`str`): Name for messages.
+        silent_seconds (`float`): How long the sender may be silent.
+    """
+
+    def __init__(self, url: str, name: str, silent_seconds: float) -> None:
+        self.name, self.silent_seconds = name, silent_seconds
+        # FFmpeg tries TCP if nothing has come over UDP for 10 s, so a shorter time would be too short to begin.
+        self.opening_seconds = max(TIMEOUT_SECONDS, silent_seconds)
+        self._is_wanted, self._is_released = threading.Event(), threading.Event()
+        self._packets = _Ahead(self._read(url), MAX_PACKETS_AHEAD)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def __enter__(self) -> "LiveContainer":
+        message = "it was stopped before it began."
+        try:
+            container = self._packets.next(self.opening_seconds)
+        except _Silence:
+            container = None
+            message = (
+                f"no video or audio has come within {self.opening_seconds:g} seconds. Check the address, the sender "
+                "and the connection."
+            )
+        if container is None:
+            self.__exit__()
+            raise VideoReadError(f"Cannot read {self.name}: {message}")
+        self._container = container
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+        self._is_released.set()
+        self._packets.join(CLOSE_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the stream for the reader at once."""
+        self._packets.stop()
+        self._is_wanted.set()
+
+    def demux(self, streams: list[Any]) -> Iterator[Any]:
+        """Yields the packets of some streams as they come.
+
+        Raises:
+            TimeoutError: If the sender is silent for longer than allowed.
+        """
+        self._is_wanted.set()
+        indices = {stream.index for stream in streams}
+        try:
+            while (packet := self._packets.next(self.silent_seconds)) is not None:
+                if packet.stream_index in indices:
+                    yield packet
+        except _Silence:
+            raise TimeoutError(f"nothing has come for {self.silent_seconds:g} seconds") from None
+
+    def _read(self, url: str) -> Iterator[Any]:
+        """Yields the open container, then its packets or an error, then `None`; closes it when the reader is done."""
+        # FFmpeg's own limits only end a thread that nobody waits for any more. They must not come first: interrupted,
+        # FFmpeg returns what its parsers still have, and would then wait once more.
+        timeouts = (self.opening_seconds + CLOSE_SECONDS, self.silent_seconds + CLOSE_SECONDS)
+        with open_with_ffmpeg(url, self.name, LIVE_PROTOCOLS, LIVE_FORMATS, timeouts) as container:
             try:
-                chunk = self._chunks.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                if not is_told and time.monotonic() - begin > self.silent_seconds:
-                    is_told = True
-                    self.num_pauses += 1
-                    logger.warning(
-                        f"{self.name}: nothing has come for {self.silent_seconds:g} seconds (pause number "
-                        f"{self.num_pauses}). Waiting for more; Ctrl-C ends it."
-                    )
-                continue
-            if isinstance(chunk, BaseException):
-                self._is_ended = True
-                raise chunk
-            self._is_ended = not chunk
-            return chunk
-        return b""
+                yield container
+                self._is_wanted.wait()  # until the reader has looked at the streams, which FFmpeg changes as it reads
+                yield from container.demux()
+                yield None
+            except Exception as error:
+                yield error
+            finally:
+                self._is_released.wait()  # the decoders use the streams, which are freed with the container
 
 
 class LiveInput:
@@ -145,38 +265,44 @@ class LiveInput:
             raise ValueError(f"Got live_timeout={silent_seconds!r}, expected a number of seconds above 0.")
         self.source, self.name, self.silent_seconds = source, source_name(source), silent_seconds
         self.num_lost_connections = 0
-        self._file: LiveFile | None = None
+        self._opened: LiveFile | LiveContainer | None = None
         self._is_stopped = threading.Event()
 
     def stop(self) -> None:
         """Ends the stream at once, as if the sender had ended it."""
         self._is_stopped.set()
-        if self._file is not None:
-            self._file.stop()
+        if self._opened is not None:
+            self._opened.stop()
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
         """Opens the source for reading.
 
         Yields:
-            `av.container.InputContainer`: The open stream.
+            `av.container.InputContainer` or `LiveContainer`: The open stream.
 
         Raises:
             VideoReadError: If it cannot be opened, or is in a container that cannot be read forward only.
             TypeError: If the source is of another type than those in the table above.
         """
         with contextlib.ExitStack() as stack:
-            scheme = url_scheme(self.name) if isinstance(self.source, (str, os.PathLike)) else None
+            url = os.fsdecode(self.source) if isinstance(self.source, (str, os.PathLike)) else ""
+            scheme = url_scheme(url)
             if scheme in LIVE_SCHEMES:
-                timeouts = (TIMEOUT_SECONDS, self.silent_seconds)
-                yield stack.enter_context(
-                    open_with_ffmpeg(self.name, self.name, LIVE_PROTOCOLS, LIVE_FORMATS, timeouts)
-                )
+                container = LiveContainer(url, self.name, self.silent_seconds)
+                self._set_opened(container)
+                yield stack.enter_context(container)
                 return
-            self._file = LiveFile(self._chunks(scheme, stack), self.name, self.silent_seconds)
-            stack.callback(self._file.stop)
-            _check_forward(self._file)
-            yield stack.enter_context(open_with_ffmpeg(self._file, self.name))
+            file = LiveFile(self._chunks(scheme, stack), self.name, self.silent_seconds)
+            self._set_opened(file)
+            stack.callback(file.stop)
+            _check_forward(file)
+            yield stack.enter_context(open_with_ffmpeg(file, self.name))
+
+    def _set_opened(self, opened: LiveFile | LiveContainer) -> None:
+        self._opened = opened
+        if self._is_stopped.is_set():  # by another thread, before there was anything to stop
+            opened.stop()
 
     def _chunks(self, scheme: str | None, stack: contextlib.ExitStack) -> Iterator[bytes]:
         source = self.source
@@ -219,7 +345,7 @@ class LiveInput:
         num_lost = 0  # one after the other
         while not self._is_stopped.is_set():
             try:
-                request = urllib.request.Request(self.name, headers={"User-Agent": "ave-clip"})
+                request = urllib.request.Request(os.fsdecode(self.source), headers={"User-Agent": "ave-clip"})
                 with urllib.request.urlopen(request, timeout=self.silent_seconds) as response:
                     if urllib.parse.urlsplit(response.geturl()).scheme not in URL_SCHEMES:
                         raise VideoReadError(f"Cannot read {self.name}: it redirects to {response.geturl()}.")
@@ -231,7 +357,7 @@ class LiveInput:
                     if length is None or position >= int(length):
                         return
                     raise OSError(f"only {position} of {length} bytes came")
-            except OSError as error:  # also what urllib raises
+            except (OSError, http.client.HTTPException) as error:  # also what urllib raises
                 num_lost += 1
                 self.num_lost_connections += 1
                 reason = getattr(error, "reason", None) or error
@@ -246,9 +372,9 @@ class LiveInput:
                 self._is_stopped.wait(min(num_lost, self.silent_seconds))
 
     @staticmethod
-    def _is_refused(error: OSError) -> bool:
-        """Whether the server answered that there is no such stream, or not for this client."""
-        return 400 <= getattr(error, "code", 0) < 500
+    def _is_refused(error: Exception) -> bool:
+        """Whether the URL is not valid, or the server answered that there is no such stream or no access to it."""
+        return isinstance(error, http.client.InvalidURL) or 400 <= getattr(error, "code", 0) < 500
 
 
 def _read_on(file: Any) -> Iterator[bytes]:
@@ -285,4 +411,4 @@ def _check_forward(file: LiveFile) -> None:
         )
 
 
-__all__ = ["DEFAULT_SILENT_SECONDS", "LiveFile", "LiveInput"]
+__all__ = ["DEFAULT_SILENT_SECONDS", "LiveContainer", "LiveFile", "LiveInput"]

@@ -377,6 +377,23 @@ class _TimedFrame:
     matrix: tuple[int, int, int, int]
 
 
+def _place_first(frames: Iterator[tuple[float | None, Any]], interval: float) -> Iterator[tuple[float | None, Any]]:
+    """Yields frames with their times. A first one without a time gets that of one frame before the second.
+
+    FFmpeg gives the first frame of an RTSP stream no time. If the stream was entered between two key frames, its audio
+    begins up to seconds earlier.
+    """
+    for time, frame in frames:
+        second = next(frames, None) if time is None else None
+        if second is not None and second[0] is not None:
+            time = max(0.0, second[0] - interval)
+        yield time, frame
+        if second is not None:
+            yield second
+        break
+    yield from frames
+
+
 class VideoTrack:
     """Frames of a recording, by the time at which they are displayed.
 
@@ -405,8 +422,8 @@ class VideoTrack:
         self.size = None if size is None else tuple(size)
         self.num_decoded = 0
         self._demuxer = demuxer
-        self._frames = demuxer.frames(self.stream)
         self._interval = 1 / (self.recording.frame_rate or 25)
+        self._frames = _place_first(demuxer.frames(self.stream), self._interval)
         self._current: _TimedFrame | None = None
         self._upcoming: _TimedFrame | None = None
         self._finished = False

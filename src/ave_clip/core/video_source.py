@@ -96,11 +96,11 @@ def is_video_dictionary(source: Any) -> bool:
 
 
 def source_name(source: Any) -> str:
-    """Returns the name of a source for messages: its path, URL, `<bytes>`, or the name of a file object."""
+    """Returns the name of a source for messages: its path, URL without its password, `<bytes>`, or a file's name."""
     if is_video_dictionary(source):
         return source_name(source.get("path") or source.get("bytes") or "<empty dictionary>")
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
+        return re.sub(r"^(\w[\w+.-]*://[^/?#@:]*):[^/?#]*@", r"\1:***@", os.fsdecode(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     name = getattr(source, "name", None)
@@ -160,9 +160,10 @@ def _readable(source: Any, name: str, limits: DownloadLimits, stack: contextlib.
         if scheme not in URL_SCHEMES:
             raise VideoReadError(
                 f"Cannot read {name}: the URL scheme {scheme!r} is not supported. "
-                "Pass an http or https URL, or a path."
+                "Pass an http or https URL, or a path. An rtsp, udp or similar stream can only be localized live "
+                "(`--live`, `stream(url, live=True)`)."
             )
-        return _open_url(name, limits, stack)
+        return _open_url(os.fsdecode(source), limits, stack)
     if hasattr(source, "read"):
         return _as_seekable(source, name, limits, stack)
     raise TypeError(
@@ -272,7 +273,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str, limits: DownloadLimits):
         super().__init__()
-        self._name = self._url = url
+        self._name, self._url = source_name(url), url
         self._limits = limits
         self._response: Any = None
         self._position = 0  # of the next byte of the response
@@ -430,6 +431,10 @@ def open_with_ffmpeg(
         ) from error
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(file, str) and not isinstance(error, av.error.InvalidDataError):  # refused, or not reached
+            raise VideoReadError(
+                f"Cannot read {name}: {reason}. Check the address, your access and the connection."
+            ) from error
         raise VideoReadError(
             f"Cannot read {name}: no video or audio recording was recognised in it ({reason}). It may be another kind "
             "of file, cut off before its index, or damaged. Check that a player shows it, or convert it with "
