@@ -32,6 +32,7 @@ class Sender:
     @contextlib.contextmanager
     def open(self, url, *options):
         assert url == URL  # with the password
+        assert options[-1] == {"rtsp_flags": "prefer_tcp"}
         if not self.answers:
             self.wait()
         try:

@@ -46,6 +46,8 @@ DEFAULT_SILENT_SECONDS = 10.0
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtp", "udp", "rtmp", "rtmps", "srt", "tcp")
 LIVE_PROTOCOLS = (*LIVE_SCHEMES, "srtp", "tls", "crypto")
 LIVE_FORMATS = ("rtsp", "rtp", "sdp")
+# TCP first: it loses nothing, and where a firewall holds up UDP, FFmpeg would wait for it without end.
+LIVE_OPTIONS = {scheme: {"rtsp_flags": "prefer_tcp"} for scheme in ("rtsp", "rtsps")}
 MAX_CHUNKS_AHEAD = 16
 MAX_PACKETS_AHEAD = 1024
 # How long the end of a stream waits for FFmpeg to take leave of the sender; a silent sender may hold it for longer.
@@ -183,7 +185,7 @@ class LiveContainer:
 
     def __init__(self, url: str, name: str, silent_seconds: float) -> None:
         self.name, self.silent_seconds = name, silent_seconds
-        # FFmpeg tries TCP if nothing has come over UDP for 10 s, so a shorter time would be too short to begin.
+        # A camera may need longer to begin than to go on.
         self.opening_seconds = max(TIMEOUT_SECONDS, silent_seconds)
         self._is_wanted, self._is_released = threading.Event(), threading.Event()
         self._packets = _Ahead(self._read(url), MAX_PACKETS_AHEAD)
@@ -237,7 +239,8 @@ class LiveContainer:
         # FFmpeg's own limits only end a thread that nobody waits for any more. They must not come first: interrupted,
         # FFmpeg returns what its parsers still have, and would then wait once more.
         timeouts = (self.opening_seconds + CLOSE_SECONDS, self.silent_seconds + CLOSE_SECONDS)
-        with open_with_ffmpeg(url, self.name, LIVE_PROTOCOLS, LIVE_FORMATS, timeouts) as container:
+        options = LIVE_OPTIONS.get(url_scheme(url) or "")
+        with open_with_ffmpeg(url, self.name, LIVE_PROTOCOLS, LIVE_FORMATS, timeouts, options) as container:
             try:
                 yield container
                 self._is_wanted.wait()  # until the reader has looked at the streams, which FFmpeg changes as it reads

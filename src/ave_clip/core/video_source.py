@@ -30,7 +30,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -398,6 +398,7 @@ def open_with_ffmpeg(
     protocols: Iterable[str] = ("none",),
     more_formats: Iterable[str] = (),
     timeout: tuple[float, float] | None = None,
+    more_options: Mapping[str, str] | None = None,
 ) -> Any:
     """Opens a container.
 
@@ -407,6 +408,7 @@ def open_with_ffmpeg(
         protocols (`Iterable[str]`): What FFmpeg may open by itself: nothing, by default.
         more_formats (`Iterable[str]`): Formats that are allowed although they are in `REFUSED_FORMATS`.
         timeout (`tuple[float, float]`, *optional*): Seconds that FFmpeg waits to open a URL, and for each read.
+        more_options (`Mapping[str, str]`, *optional*): Options of FFmpeg's protocol.
 
     Raises:
         VideoReadError: If FFmpeg finds no recording in it.
@@ -420,6 +422,7 @@ def open_with_ffmpeg(
     }
     allowed.update(more_formats)
     options = {"protocol_whitelist": ",".join(protocols), "format_whitelist": ",".join(sorted(allowed))}
+    options.update(more_options or {})
     try:
         return av.open(file, container_options=options, metadata_errors="replace", timeout=timeout)
     except VideoReadError:  # raised by a download
