@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -102,6 +103,20 @@ def test_only_a_thread_safe_transform_is_called_by_other_threads(clip):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads of the system")
+@pytest.mark.parametrize("place", [2, 4])
+def test_damage_among_the_last_packets_is_noticed(place, tmp_path, caplog, monkeypatch):
+    """PyAV reports no error that comes after the first frame that the threads return at the end."""
+    monkeypatch.setattr(logging.getLogger("ave_clip"), "propagate", True)
+    path = write_recording(tmp_path / "clip.mkv", 2, sound=None, codecs=("libx264", None))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux() if packet.size]
+    content, damaged = path.read_bytes(), bytes(packets[-place])
+    position = content.rindex(damaged)
+    content = content[: position + 5] + b"\xff" * (len(damaged) - 5) + content[position + len(damaged) :]
+    expected = read(content, caplog, decode_threads=1)
+    assert_same(read(content, caplog, decode_threads=8), expected)
+
+
 @pytest.mark.parametrize("closes", [True, False])
 def test_a_reader_that_is_closed_or_dropped_ends_its_threads(clip, closes):
     def num_threads():

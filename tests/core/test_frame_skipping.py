@@ -157,3 +157,43 @@ def test_streams_without_lengths_and_with_several_layers_are_not_read(tmp_path, 
     for extradata, expected in ((layers, False), (layers[:21] + bytes([1 << 3 | 3, 0]), True), (None, False)):
         stream = SimpleNamespace(codec_context=SimpleNamespace(name="hevc", extradata=extradata))
         assert (nal_format(stream) is not None) is expected
+
+
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_frames_without_their_place_make_the_reader_decode_all(shift, tmp_path, monkeypatch, skipped, reopened):
+    """Time stamps that were removed, and that are not in the order in which frames are displayed."""
+    path = record(tmp_path / "clip.mp4", monkeypatch, *ENCODERS["pyramid.mp4"])
+    next_packet = video_decoding.Demuxer.next_packet
+
+    def changed(self, stream):
+        packet = next_packet(self, stream)
+        if packet is not None and stream.type == "video" and packet.dts == packet.stream.start_time + 40 * 512:
+            packet.pts = None if shift is None else packet.pts + round(shift / packet.time_base)
+        return packet
+
+    monkeypatch.setattr(video_decoding.Demuxer, "next_packet", changed)
+    segments = list(iter_segments(path, **OPTIONS))
+    assert len(reopened) == 1
+    assert skipped
+    assert_same(segments, all_decoded(path))
+
+
+def skipper_and_packet() -> tuple[FrameSkipper, SimpleNamespace]:
+    """With packets of unreferenced frames; nothing is wanted soon."""
+    packet = SimpleNamespace(is_discard=False, is_corrupt=False)
+    return FrameSkipper(SimpleNamespace(is_unreferenced=lambda _: True), lambda _: 9.0, 2), packet
+
+
+def test_frames_before_the_first_packet_are_not_skipped():
+    """Decoders leave them out where they need frames before the start, as in a copy that begins within a video."""
+    skipper, packet = skipper_and_packet()
+    assert not skipper.is_wrong([(1.0, SimpleNamespace(interlaced_frame=False))], 2)
+    assert [skipper.can_skip(packet, time) for time in (1.0, 0.5, 0.9, 2.0, 1.5)] == [False, False, False, False, True]
+
+
+def test_nothing_is_skipped_before_a_frame_shows_whether_the_video_is_interlaced():
+    """Matroska files need not declare it."""
+    skipper, packet = skipper_and_packet()
+    assert not any(skipper.can_skip(packet, time) for time in (1.0, 2.0, 1.5))
+    assert not skipper.is_wrong([(1.0, SimpleNamespace(interlaced_frame=True))], 2)
+    assert not skipper.can_skip(packet, 1.6)

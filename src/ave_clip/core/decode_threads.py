@@ -101,6 +101,27 @@ def is_child_process() -> bool:
     )
 
 
+class ThreadCheck:
+    """Notices frames that frame threads lose at the end of a video.
+
+    An error there ends all threads, and PyAV does not report it if one of them has returned a frame before.
+    """
+
+    def __init__(self):
+        # Time stamps of the last packets that the threads were given, and of the last frames that they returned.
+        self._given: deque[int | None] = deque(maxlen=MAX_DECODE_THREADS)
+        self._returned: deque[int | None] = deque(maxlen=2 * MAX_DECODE_THREADS)
+
+    def has_lost_frames(self, packet: Any | None, frames: list[Any], num_threads: int) -> bool:
+        """To be called with each packet, `None` after the last one, and the frames that were returned for it."""
+        self._returned.extend(frame.pts for frame in frames)
+        if packet is not None:
+            if not packet.is_discard:
+                self._given.append(packet.pts)
+            return False
+        return num_threads > 1 and not set(list(self._given)[-num_threads:]) <= set(self._returned)
+
+
 class ConversionThreads:
     """Threads that convert decoded frames to images.
 

@@ -98,16 +98,26 @@ class FrameSkipper:
     Args:
         units (`NalFormat`): Result of `nal_format`.
         next_wanted (`Callable`): Returns the first time at or after a time, in seconds, at which a frame is wanted.
+        reorder_depth (`int`): By how many frames the decoder expects to return frames late, so that it can sort them.
     """
 
-    def __init__(self, units: NalFormat, next_wanted: Callable[[float], float]):
+    def __init__(self, units: NalFormat, next_wanted: Callable[[float], float], reorder_depth: int):
         self._units = units
         self._next_wanted = next_wanted
+        self._reorder_depth = reorder_depth
         self._times: list[float] = []  # of the last packets, ascending
+        self._first_time: float | None = None  # of the first packet
+        self._decoded_time: float | None = None  # of the last decoded frame
+        self._has_skipped = False
+        self._is_over = False
 
     def can_skip(self, packet: Any, time: float) -> bool:
         """Whether a packet's frame, displayed from `time` on, need not be decoded."""
-        if packet.is_discard or packet.is_corrupt:
+        if self._is_over or packet.is_discard or packet.is_corrupt:
+            return False
+        # Decoders leave out a frame before the first one if it needs others before it.
+        self._first_time = time if self._first_time is None else self._first_time
+        if time < self._first_time:
             return False
         insort(self._times, time)
         if len(self._times) > MAX_TIMES:
@@ -115,5 +125,25 @@ class FrameSkipper:
         later = bisect_right(self._times, time + MARGIN_SECONDS)
         if later == len(self._times):
             return False
+        # The first decoded frame tells whether the video is interlaced, where the file does not.
         is_covered = self._times[later] <= self._next_wanted(time - MARGIN_SECONDS) - MARGIN_SECONDS
-        return is_covered and self._units.is_unreferenced(packet)
+        can_skip = is_covered and self._decoded_time is not None and self._units.is_unreferenced(packet)
+        self._has_skipped |= can_skip
+        return can_skip
+
+    def is_wrong(self, decoded: list[tuple[float | None, Any]], reorder_depth: int) -> bool:
+        """Whether frames that were skipped may have been needed; no more are skipped then, nor in such a video.
+
+        Args:
+            decoded (`list[tuple[float | None, av.VideoFrame]]`): The next decoded frames, with their times.
+            reorder_depth (`int`): As above, after that.
+        """
+        # A field may be skipped without the other one, and a decoder that finds that it must sort more frames than it
+        # expected has lost one of them: another one than without skipping. Where skipped frames come among others is
+        # known only if all have time stamps, in the order in which they are displayed.
+        self._is_over |= reorder_depth != self._reorder_depth
+        for time, frame in decoded:
+            previous, self._decoded_time = self._decoded_time, time
+            is_in_order = time is not None and (previous is None or time >= previous)
+            self._is_over |= frame.interlaced_frame or not is_in_order
+        return self._is_over and self._has_skipped

@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from .decode_threads import BYTES_PER_HDR_PIXEL, BYTES_PER_IMAGE_PIXEL, ConversionThreads, SegmentImages
+from .decode_threads import (
+    BYTES_PER_HDR_PIXEL,
+    BYTES_PER_IMAGE_PIXEL,
+    ConversionThreads,
+    SegmentImages,
+    ThreadCheck,
+)
 from .frame_skipping import FrameSkipper, SkippedFrame, nal_format
 from .orientation import display_matrix, displayed_size, is_transposed, turn_upright
 from .recording import FORMATS_WITH_DURATION, MAX_DURATION_SECONDS, Recording, start_time
@@ -64,6 +70,7 @@ class Demuxer:
         self._has_video_error = False
         self._skipper: FrameSkipper | None = None
         self.has_skipped_wrongly = False  # whether a frame is missing that had to be decoded
+        self._thread_check = ThreadCheck()
         self.num_late_packets = 0
         self.end_position = 0  # in the file, of its last packet; 0 if not known
         # Streams in which FFmpeg would decode headers as frames where ogg files are joined.
@@ -137,8 +144,7 @@ class Demuxer:
             return False
         if not self.recording.format_names & SEEKABLE_FORMATS:
             return False
-        self._skipper = FrameSkipper(units, next_wanted)
-        self._reorder_depth = context.reorder_depth
+        self._skipper = FrameSkipper(units, next_wanted, context.reorder_depth)
         return True
 
     def close(self) -> None:
@@ -194,17 +200,12 @@ class Demuxer:
             if time is None or abs(time) <= MAX_DURATION_SECONDS:
                 timed.append((time, frame))
         if self.recording.is_strict and stream.type == "video":
-            self._check_decoding(stream, frames)
+            context = stream.codec_context
+            self._has_video_error |= any(frame.is_corrupt for frame in frames)
+            self._has_video_error |= self._thread_check.has_lost_frames(packet, frames, context.thread_count)
+            if self._skipper is not None:
+                self.has_skipped_wrongly |= self._skipper.is_wrong(timed, context.reorder_depth)
         return timed
-
-    def _check_decoding(self, video: Any, frames: list[Any]) -> None:
-        """Notes signs that one thread, or decoding all frames, would give other frames."""
-        self._has_video_error |= any(frame.is_corrupt for frame in frames)
-        if self._skipper is not None:
-            # A field may be skipped without the other one, and a decoder that finds that it must sort more frames
-            # than it expected has lost one of them: another one than without skipping.
-            is_sorted = video.codec_context.reorder_depth == self._reorder_depth
-            self.has_skipped_wrongly |= not is_sorted or any(frame.interlaced_frame for frame in frames)
 
     def count_error(self, stream: Any, error: Exception) -> None:
         self.num_decoding_errors += 1
