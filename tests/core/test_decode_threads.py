@@ -8,13 +8,14 @@ import random
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from ave_clip.core import video_io
-from ave_clip.core.decode_threads import num_conversion_threads, num_decode_threads
+from ave_clip.core.decode_threads import ThreadCheck, num_conversion_threads, num_decode_threads
 from ave_clip.core.video_io import VideoReadError, iter_segments
 from ave_clip.core.video_source import reopen_container
 
@@ -115,6 +116,14 @@ def test_damage_among_the_last_packets_is_noticed(place, tmp_path, caplog, monke
     content = content[: position + 5] + b"\xff" * (len(damaged) - 5) + content[position + len(damaged) :]
     expected = read(content, caplog, decode_threads=1)
     assert_same(read(content, caplog, decode_threads=8), expected)
+
+
+def test_lost_frames_are_noticed_where_time_stamps_repeat():
+    for times, is_lost in (([6, 6], False), ([6], True)):
+        check = ThreadCheck()
+        for packet in [SimpleNamespace(pts=6, is_discard=False)] * 2:
+            assert not check.has_lost_frames(packet, [], 2)
+        assert check.has_lost_frames(None, [SimpleNamespace(pts=time) for time in times], 2) is is_lost
 
 
 @pytest.mark.parametrize("closes", [True, False])
