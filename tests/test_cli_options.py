@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from ave_clip import cli_options as option
 from ave_clip.cli import app
+from ave_clip.core import decode_threads
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,13 @@ def test_labels_that_cannot_be_used_are_wrong_usage_whatever_the_number_of_video
 
 def test_repeated_labels_are_added():
     assert option.zero_shot_options(["dog", "cat, horn"], None)["candidate_labels"] == ["dog", "cat", "horn"]
+
+
+def test_the_help_of_decode_threads_says_what_auto_does(monkeypatch):
+    wanted = {}
+    for num_cpus in (1, 4, 100):
+        monkeypatch.setattr(decode_threads, "cpus_per_process", lambda: num_cpus)
+        wanted[num_cpus] = decode_threads.num_decode_threads("auto", 64, 64)
+    text = option.DecodeThreads.__metadata__[0].help
+    assert f"the number of CPUs and {wanted[4] - 4} more, but at most {wanted[100]};" in text
+    assert wanted[1] == 1 and "one on a single CPU" in text

@@ -324,14 +324,14 @@ def test_what_was_written_is_said_on_stderr(localize, clip, folder):
 def test_folders_stand_for_their_videos_in_natural_order(localize, folder, recording):
     Path("videos/deeper").mkdir(parents=True)
     Path("videos/.hidden").mkdir()
-    for name in ("clip10.mp4", "clip2.MP4", "deeper/clip1.webm", ".hidden/clip0.mp4", ".clip.mp4"):
+    for name in ("clip10.mp4", "clip2.MP4", "clip.mp4", "deeper/clip1.webm", ".hidden/clip0.mp4", ".clip.mp4"):
         Path("videos", name).write_bytes(recording)
     Path("videos/notes.txt").write_text("no video")
     Path("empty").mkdir()
     result = localize("videos", "-f", "jsonl")
     videos = [json.loads(line)["video"] for line in result.stdout.splitlines()]
-    assert videos == ["videos/clip2.MP4", "videos/clip10.mp4", "videos/deeper/clip1.webm"]
-    assert "videos: 3 videos; other files left out: 1." in result.stderr
+    assert videos == [f"videos/{name}" for name in ("clip.mp4", "clip2.MP4", "clip10.mp4", "deeper/clip1.webm")]
+    assert "videos: 4 videos; other files left out: 1." in result.stderr
     assert localize("empty").exit_code == 2
 
 

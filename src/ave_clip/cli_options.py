@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .core.builtin_checkpoints import builtin_checkpoints
-from .core.decode_threads import parse_decode_threads
+from .core.decode_threads import EXTRA_FRAME_THREADS, MAX_AUTO_THREADS, parse_decode_threads
 from .core.events import DECODERS
 from .outputs.formats import FORMATS
 from .outputs.live_writer import LIVE_FORMATS
@@ -183,7 +183,8 @@ DecodeThreads = Annotated[
     typer.Option(
         callback=_decode_threads,
         metavar="auto|NUMBER",
-        help="Threads that decode a video. Results do not depend on it. Default: auto, one per CPU and at most 16.",
+        help="Threads that decode a video. Results do not depend on it. Default: auto, the number of CPUs and "
+        f"{EXTRA_FRAME_THREADS} more, but at most {MAX_AUTO_THREADS}; one on a single CPU, and fewer for large frames.",
     ),
 ]
 AudioTrack = Annotated[int | None, typer.Option(min=0, help="Audio track to read from each video, counted from 0.")]

@@ -12,7 +12,7 @@ VIDEO_SUFFIXES = (
 
 
 def find_video_files(directory: str | os.PathLike) -> tuple[list[str], int]:
-    """Returns the videos in a folder and its subfolders, in natural order: `clip2.mp4` before `clip10.mp4`.
+    """Returns the videos in a folder and its subfolders, in natural order: `clip.mp4`, `clip2.mp4`, `clip10.mp4`.
 
     Hidden files and folders are ignored.
 
@@ -32,4 +32,6 @@ def find_video_files(directory: str | os.PathLike) -> tuple[list[str], int]:
 
 def _natural_key(path: Path) -> list[list[str | int]]:
     # Splitting at numbers gives text and numbers in turn, so that equal positions can be compared.
-    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
+    # The suffix is a part of its own: otherwise the "." of `clip.mp4` is compared with the "2" of `clip2.mp4`.
+    names = (*path.parts[:-1], path.stem, path.suffix)
+    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in names]
