@@ -56,7 +56,7 @@ def test_repeated_labels_are_added():
 def test_the_help_of_decode_threads_says_what_auto_does(monkeypatch):
     wanted = {}
     for num_cpus in (1, 4, 100):
-        monkeypatch.setattr(decode_threads, "cpus_per_process", lambda: num_cpus)
+        monkeypatch.setattr(decode_threads, "cpus_per_process", lambda number=num_cpus: number)
         wanted[num_cpus] = decode_threads.num_decode_threads("auto", 64, 64)
     text = option.DecodeThreads.__metadata__[0].help
     assert f"the number of CPUs and {wanted[4] - 4} more, but at most {wanted[100]};" in text

@@ -184,7 +184,7 @@ DecodeThreads = Annotated[
         callback=_decode_threads,
         metavar="auto|NUMBER",
         help="Threads that decode a video. Results do not depend on it. Default: auto, the number of CPUs and "
-        f"{EXTRA_FRAME_THREADS} more, but at most {MAX_AUTO_THREADS}; one on a single CPU, and fewer for large frames.",
+        f"{EXTRA_FRAME_THREADS} more, but at most {MAX_AUTO_THREADS}; one on a single CPU, fewer for large frames.",
     ),
 ]
 AudioTrack = Annotated[int | None, typer.Option(min=0, help="Audio track to read from each video, counted from 0.")]
