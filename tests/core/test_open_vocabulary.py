@@ -151,6 +151,14 @@ def test_pipelines_take_labels_of_an_open_vocabulary():
     assert {part["label"] for part in expected["segments"]} <= {"Siren", "Bell", "background"}
     zero_shot = ZeroShotAudioVisualEventLocalizationPipeline(**parts, task="zero-shot")
     assert zero_shot(str(SYNTHETIC_SAMPLE), candidate_labels="Siren,Bell", decoder="none") == expected
+    # A stream after a call with other labels, and the reverse.
+    assert list(own.stream(str(SYNTHETIC_SAMPLE), decoder="none"))[-1] == own(str(SYNTHETIC_SAMPLE), decoder="none")
+    assert list(own.stream(str(SYNTHETIC_SAMPLE), decoder="none", candidate_labels="Siren,Bell"))[-1] == expected
+    for labels in ("Bark", "Siren,Bell"):
+        result = zero_shot(str(SYNTHETIC_SAMPLE), candidate_labels=labels, decoder="none")
+    own(str(SYNTHETIC_SAMPLE))
+    *_, streamed = zero_shot.stream(str(SYNTHETIC_SAMPLE), candidate_labels="Siren,Bell", decoder="none")
+    assert streamed == result == expected
     own(str(SYNTHETIC_SAMPLE))
     assert list(model.config.id2label.values()) == [*NAMES, "background"]
     with pytest.raises(ValueError, match="which this 'ave_clip' does not have"):

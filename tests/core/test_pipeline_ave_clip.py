@@ -354,7 +354,7 @@ def test_the_owners_own_optimization_is_kept(checkpoint):
 
 def test_streaming_takes_the_options_of_a_call(localizer, tmp_path):
     path = str(write_recording(tmp_path / "clip.mp4", 2.0))
-    assert list(localizer.stream(path, batch_size=2))[-1] == localizer(path)
+    assert list(localizer.stream(path, batch_size=2, num_workers=0))[-1] == localizer(path)
 
 
 def test_options_given_at_construction_hold_for_every_call(checkpoint, tmp_path):
@@ -453,15 +453,16 @@ def test_good_videos_of_a_list_keep_their_results_on_demand(localizer, checkpoin
     first, broken, last = localizer([good, bad, good], on_error="return")
     assert first == last == expected
     assert (broken["segments"], broken["events"]) == ([], []) and "bad.mp4" in broken["error"]
-    assert localizer(bad, on_error="return") == broken
-    assert list(localizer(iter([bad, good]), on_error="return")) == [broken, expected]
+    assert localizer(bad, on_error="return", batch_size=2, num_workers=0) == broken
+    assert localizer([bad, good], on_error="return", batch_size=2) == [broken, expected]
+    assert list(localizer(iter([bad, good]), on_error="return", batch_size=2)) == [broken, expected]
     always = pipeline(TASK, model=checkpoint, device="cpu", on_error="return")
     assert always([bad, good]) == [broken, expected]
     with pytest.raises(ValueError, match=r"bad\.mp4"):
         always(bad, on_error="raise")
-    for wrong in ({"on_error": "skip"}, {"on_error": "return", "decoder": "no"}):
+    for wrong in ({"on_error": "skip"}, {"decoder": "no"}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="must be"):
-            localizer([good], **wrong)
+            localizer([good], **{"on_error": "return", **wrong})
 
 
 def test_home_folders_and_file_urls_are_paths(localizer, tmp_path, monkeypatch):

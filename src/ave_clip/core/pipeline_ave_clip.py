@@ -245,8 +245,8 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
             return
         if live_timeout is not None:
             raise ValueError(f"Got live_timeout={live_timeout!r} without live=True. Leave it out, or add live=True.")
-        kwargs.pop("batch_size", None)  # blocks of several videos; there is only one here
         preprocess, forward, postprocess = self.stage_options(kwargs)
+        self._look_for(postprocess.get("candidate_labels"))  # the windows have a score for each label
         windows = self._windows(self.model, postprocess.get("num_segments"), postprocess.get("overlap", 0.5))
         blocks, told = [], 0
         for block in self.preprocess(video, **preprocess):

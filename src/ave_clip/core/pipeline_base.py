@@ -6,6 +6,7 @@ Memory therefore does not grow with the frames of a long video.
 """
 
 import contextlib
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,6 +45,12 @@ _GPU_MAX_FRAME_BYTES = 2**28 // _GPU_BLOCK_FRAMES
 # The first block of a video is this many times smaller, so that the model starts early.
 _FIRST_BLOCK_PART = 4
 _AS_BYTES = {"do_rescale": False, "do_normalize": False}
+# Options of a call that transformers takes itself and does not give to the stages: `batch_size` and `num_workers`.
+_CALL_OPTIONS = tuple(
+    name
+    for name, parameter in inspect.signature(ChunkPipeline.__call__).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+)
 
 
 class VideoPipeline(ChunkPipeline):
@@ -159,7 +166,7 @@ class VideoPipeline(ChunkPipeline):
         self.call_count = 0
         if _check_on_error(on_error or self.on_error) == "raise":
             return super().__call__(inputs, **kwargs)
-        self._sanitize_parameters(**kwargs)  # an invalid option is an error of the call, not of each video
+        self.stage_options(kwargs)  # an invalid option is an error of the call, not of each video
         if isinstance(inputs, list):
             return [self._call_one(video, kwargs) for video in inputs]
         if is_stream:
@@ -368,7 +375,6 @@ class VideoPipeline(ChunkPipeline):
         for name in ("overlap", "return_heatmaps"):
             if options.get(name) is not None:
                 raise ValueError(f"Got {name}={options[name]!r}, which a live video cannot have. Leave it out.")
-        options = {name: value for name, value in options.items() if name != "batch_size"}
         preprocess, forward, postprocess = self.stage_options(options)
         space, score, decoding = self._live_scores(postprocess)
         seconds = self.segmenter.video_processor.segment_seconds
@@ -402,7 +408,11 @@ class VideoPipeline(ChunkPipeline):
     def stage_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Returns the options of the three stages for one call: those given, else those of the pipeline."""
         defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        given = self._sanitize_parameters(**options)
+        of_call = {name: options[name] for name in _CALL_OPTIONS if options.get(name) is not None}
+        _check_options(of_call)
+        given = self._sanitize_parameters(
+            **{name: value for name, value in options.items() if name not in _CALL_OPTIONS}
+        )
         return tuple({**default, **stage} for default, stage in zip(defaults, given))
 
     def _live_scores(
@@ -447,7 +457,7 @@ def _check_options(options: dict[str, Any]) -> None:
     check_decode_threads(options.get("decode_threads", AUTO))
     if options.get("decoder") not in (None, *DECODERS):
         raise ValueError(f"`decoder` must be one of {list(DECODERS)}, got {options['decoder']!r}.")
-    for name in ("num_frames_per_segment", "num_segments", "min_event_segments", "top_k"):
+    for name in ("num_frames_per_segment", "num_segments", "min_event_segments", "top_k", "batch_size"):
         value = options.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}.")
