@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ave_clip.core.video_io import VideoReadError, iter_segments, read_video
 from ave_clip.core.video_processing_ave_clip import AVEClipVideoProcessor
-from ave_clip.outputs.overlay import write_overlay
+from ave_clip.outputs.overlay import _crop_box, write_overlay
 from ave_clip.outputs.video_writing import even_size, rewrite_video
 from tests.helpers.media import click_times, clicks, corner_picture, frame_number, numbered_picture, write_recording
 
@@ -248,6 +248,24 @@ def test_the_complete_frame_is_covered_if_nothing_is_cropped(grey, tmp_path):
     maps[:, 0, 0] = 1.0
     write_overlay(grey, result_of(3), tmp_path / "out.mp4", heatmaps=maps, video_processor=processor)
     assert np.argwhere(heat(tmp_path / "out.mp4", 0.5)[:60] > 30).min(axis=0) == pytest.approx([0, 0], abs=1)
+
+
+def test_the_heat_map_fades_where_the_frame_goes_on_and_only_there(grey, tmp_path):
+    maps = np.full((3, 4, 4), 0.01)
+    maps[:, :2, 0] = 1.0  # the upper half of the left edge of the centre square, which begins at column 32
+    write_overlay(grey, result_of(3), tmp_path / "out.mp4", heatmaps=maps)
+    drawn = heat(tmp_path / "out.mp4", 0.5)[:32]
+    middle = drawn[8:24, 44].mean()
+    assert middle > 60 and drawn[:, 30:34].max() < middle / 4
+    assert np.diff(drawn[16, 28:44]).max() < middle / 2
+    assert drawn[0, 44] == pytest.approx(middle, rel=0.2)
+
+
+def test_the_crop_is_as_high_as_the_frame_where_the_model_sees_all_of_it():
+    boxes = [
+        _crop_box((height, 1000), AVEClipVideoProcessor()) for height in (230, 460, 906)
+    ]  # 224 * (230 / 224) < 230
+    assert [(top, height) for top, _, height, _ in boxes] == [(0, 230), (0, 460), (0, 906)]
 
 
 def test_average_weights_show_nothing(grey, tmp_path):

@@ -1,7 +1,8 @@
 """Draws a result on its video: heat map, label, score and a timeline of the events.
 
 AGVA's weights are drawn over each segment as a heat map, within the part of the frame that the model saw (a centre
-square). Below are the label with its score, and a strip of all events with a cursor.
+square). It fades to nothing where the frame goes on beyond that part. Below are the label with its score, and a strip
+of all events with a cursor.
 
 Everything is blended in the video's own YUV planes: `frame * (256 - alpha) + colour * alpha`, with alpha and colour
 prepared once per segment.
@@ -29,6 +30,9 @@ from .video_writing import Planes, even_size, rewrite_video
 HEAT_ALPHAS = (0.0, 0.45, 0.6, 0.7)
 HEAT_COLOURS = ("#2d0b59", "#a52c60", "#f06b22", "#ffd21f")
 MIN_PEAK = 2.0
+# Fraction of the side of the crop over which the heat map fades to nothing where the frame goes on: a hard edge would
+# look like one in the picture.
+FADE = 0.06
 BAND_COLOUR = "#101418"
 BAND_ALPHA = 0.72
 MAX_SIDE = 1920
@@ -146,6 +150,7 @@ class _Painter:
         self.rows = _rows_of(self.events)
         self.duration = max([info.duration_seconds, *(segment["end"] for segment in self.segments)])
         self.crop = _crop_box(size, video_processor)
+        self.fades = [_fade(self.crop, size, factor) for factor in (1, 2, 2)]  # per plane
         self.matrix = _rgb_to_yuv(size[0])
         self.peak = MIN_PEAK if heatmaps is None else max(MIN_PEAK, float(np.quantile(heatmaps, 0.995)))
         shorter = min(size)
@@ -188,8 +193,9 @@ class _Painter:
             factor = 1 if plane == 0 else 2
             image = Image.fromarray(strength).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
             steps = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
-            keep, add = (256 - alphas)[steps], (alphas * colours[:, plane])[steps]
-            blends.append(_Blend(top // factor, left // factor, keep, add))
+            # Only the opacity fades: a colour stands for a weight.
+            alpha = np.rint(alphas[steps] * self.fades[plane]).astype(np.uint16)
+            blends.append(_Blend(top // factor, left // factor, 256 - alpha, alpha * colours[:, plane][steps]))
         return blends
 
     def _band_blends(self, index: int) -> list[_Blend]:
@@ -270,14 +276,28 @@ def _crop_box(size: tuple[int, int], video_processor: Any | None) -> tuple[int, 
         crop = size
     elif video_processor is not None:
         wanted, resized = video_processor.crop_size, video_processor.size if video_processor.do_resize else {}
+        resized_sides = [resized.get("height", height), resized.get("width", width)]
+        sides = size
         if resized.get("shortest_edge"):
-            scale = min(size) / resized["shortest_edge"]
-            scales = (scale, scale)
-        else:
-            scales = (height / resized.get("height", height), width / resized.get("width", width))
-        crop = (min(height, wanted["height"] * scales[0]), min(width, wanted["width"] * scales[1]))
+            resized_sides, sides = [resized["shortest_edge"]] * 2, (min(size), min(size))
+        # The product comes first: 224 * (230 / 224) is below 230, and the crop would end two pixels before the frame.
+        parts = (wanted["height"] * sides[0] / resized_sides[0], wanted["width"] * sides[1] / resized_sides[1])
+        crop = (min(height, parts[0]), min(width, parts[1]))
     rows, columns = (max(2, _even(side)) for side in crop)
     return _even((height - rows) / 2), _even((width - columns) / 2), rows, columns
+
+
+def _fade(crop: tuple[int, int, int, int], size: tuple[int, int], factor: int) -> np.ndarray:
+    """Returns the opacity of the heat map in the crop, from 0 to 1; `factor` is 2 for planes of half the size."""
+    top, left, height, width = crop
+    sides = []
+    for start, length, whole in ((top, height, size[0]), (left, width, size[1])):
+        places = np.arange(length // factor, dtype=np.float32) + 0.5
+        before = places if start > 0 else np.inf
+        after = places[::-1] if start + length < whole else np.inf
+        ramp = np.clip(np.minimum(before, after) / (FADE * length / factor), 0, 1)
+        sides.append(np.broadcast_to(ramp * ramp * (3 - 2 * ramp), places.shape))  # without a kink at either end
+    return np.multiply.outer(*sides).astype(np.float32)
 
 
 def _even(value: float) -> int:
