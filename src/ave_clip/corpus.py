@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from transformers import pipeline
 
-from .core.builtin_checkpoints import find_checkpoint
+from .core.builtin_checkpoints import builtin_checkpoints, find_checkpoint, portable_name
 from .core.decode_threads import AUTO
 from .core.pipeline_base import VideoPipeline
 from .core.tasks import LOCALIZATION_TASK
@@ -52,7 +52,7 @@ class CorpusSettings:
     """The settings that the results depend on; a folder of parts can only be completed with the same ones.
 
     Attributes:
-        model (`str`): Localizer: folder or Hub id.
+        model (`str`): Localizer: folder, Hub id or built-in name.
         dtype (`str`): `"float32"`, `"bfloat16"` or `"float16"`.
         decoder (`str`, *optional*): A name of `DECODERS`. Default: the model's.
         min_event_segments (`int`, *optional*): Length of the shortest event. Default: the model's setting.
@@ -177,6 +177,7 @@ class CorpusRun:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         work = {"videos": len(self.corpus), "corpus": self.corpus.identity, **asdict(self.settings)}
+        work["model"] = portable_name(self.settings.model)
         path = self.folder / WORK_FILE
         if not path.exists():
             return write_json(path, work)
@@ -273,7 +274,9 @@ class CorpusRun:
         pool = ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1)
         actors: dict[str, Any] = {"compute": pool}
         actors |= {"num_gpus": gpus_per_actor} if gpus_per_actor else {"num_cpus": 1}
-        run = replace(self, folder=self.folder.resolve())
+        # The package need not be installed in the same folder on all machines.
+        settings = replace(self.settings, model=portable_name(self.settings.model))
+        run = replace(self, folder=self.folder.resolve(), settings=settings)
         arguments = (run, parts, "cuda" if gpus_per_actor else "cpu", os.getcwd(), num_actors)
         # One block per part: Ray would otherwise give all parts of a block to one actor.
         work = ray.data.from_items(items, override_num_blocks=len(items))
@@ -289,7 +292,9 @@ class _PartActor:
 
         os.chdir(working_folder)  # relative paths of videos are relative to the folder of the driver
         self.run, self.parts = run, parts
-        self.localizer = run.settings.build_localizer(device)
+        # Here a built-in name never means a folder of that name: `portable_name` wrote that as `./name`.
+        model = builtin_checkpoints().get(run.settings.model, run.settings.model)
+        self.localizer = replace(run.settings, model=model).build_localizer(device)
         num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
         self.num_processes = -(-num_actors // num_machines)  # which share the CPUs of this machine, rounded up
 

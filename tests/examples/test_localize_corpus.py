@@ -1,6 +1,7 @@
 """The corpus script: it localizes every video once, resumes, and runs on several processes and on Ray."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
 
+from ave_clip import DEFAULT_CHECKPOINT
 from ave_clip.corpus import Corpus, CorpusRun, CorpusSettings, read_results
 from tests.helpers.media import write_recording
 
@@ -99,6 +101,18 @@ def test_a_folder_of_another_run_is_refused(corpus_script, checkpoint, videos, t
     run(corpus_script, checkpoint, ["--input", str(videos)], tmp_path)
     with pytest.raises(ValueError, match="decoder None there, none now"):
         run(corpus_script, checkpoint, ["--input", str(videos)], tmp_path, "--decoder", "none")
+
+
+def test_the_builtin_model_is_the_same_model_in_another_installation(tmp_path, monkeypatch):
+    folder = Path(DEFAULT_CHECKPOINT)
+    runs = [CorpusSettings(), CorpusSettings(folder.name), CorpusSettings(os.path.relpath(folder))]
+    for settings in runs:
+        CorpusRun(Corpus(["a.mp4"]), tmp_path / "out", settings).begin()
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["model"] == folder.name
+    monkeypatch.chdir(tmp_path)
+    Path(folder.name).mkdir()  # another model
+    with pytest.raises(ValueError, match="model ave-clip-mini there, ./ave-clip-mini now"):
+        CorpusRun(Corpus(["a.mp4"]), tmp_path / "out", CorpusSettings(folder.name)).begin()
 
 
 def test_lists_and_data_sets_are_read(corpus_script, checkpoint, videos, tmp_path):

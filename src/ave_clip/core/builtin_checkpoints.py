@@ -34,6 +34,24 @@ def resolve_checkpoint(name_or_path: Any) -> Any:
     return builtin_checkpoints().get(os.fspath(name_or_path), name_or_path)
 
 
+def portable_name(name_or_path: Any) -> Any:
+    """Returns the name of a built-in checkpoint that is given by its name or folder; anything else is unchanged.
+
+    Its folder is another one in each installation, so records that several machines compare contain the name. A folder
+    that only has the name of a built-in checkpoint gets `./` in front of it.
+
+    >>> portable_name(builtin_checkpoints()["ave-clip-tiny"])
+    'ave-clip-tiny'
+    """
+    source = resolve_checkpoint(name_or_path)
+    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+        return name_or_path
+    for name, folder in builtin_checkpoints().items():
+        if os.path.samefile(source, folder):
+            return name
+    return os.path.join(os.curdir, source) if os.fspath(source) in builtin_checkpoints() else name_or_path
+
+
 def find_checkpoint(name_or_path: Any) -> Any:
     """Same as `resolve_checkpoint`, but refuses at once what can be neither a folder nor a Hub id `owner/name`.
 
@@ -79,4 +97,11 @@ class LoadsBuiltinNames:
         return loader.from_pretrained(resolve_checkpoint(pretrained_model_name_or_path), *args, **kwargs)
 
 
-__all__ = ["LoadsBuiltinNames", "builtin_checkpoints", "find_checkpoint", "limits_of", "resolve_checkpoint"]
+__all__ = [
+    "LoadsBuiltinNames",
+    "builtin_checkpoints",
+    "find_checkpoint",
+    "limits_of",
+    "portable_name",
+    "resolve_checkpoint",
+]
