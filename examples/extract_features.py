@@ -41,10 +41,11 @@ from ave_clip.core.builtin_checkpoints import resolve_checkpoint
 from ave_clip.core.label_encoder import LabelEncoder
 from ave_clip.core.label_space import LabelSpace
 from ave_clip.core.streaming import ahead
+from ave_clip.core.text import counted
 from ave_clip.core.video_source import VideoReadError
 from ave_clip.data.builder import left_out_rows, problem_type_of
 from ave_clip.data.splitting import SPLITS
-from ave_clip.programs import program, start_logging
+from ave_clip.programs import exit_code, program, start_logging
 from ave_clip.training.arguments import (
     add_data_argument,
     add_run_arguments,
@@ -152,12 +153,16 @@ def build_encoder(args: argparse.Namespace, data):
 
 
 def embed_labels(source: str, encoder, names: Sequence[str]) -> torch.Tensor | None:
-    """Return the text embeddings of the class names; `None`, with the reason in the log, if there are no texts."""
+    """Return the text embeddings of the class names; `None`, with a note in the log, if the encoder takes no texts."""
     try:
         return LabelEncoder.from_pretrained(source, encoder)(names)
     except (OSError, ValueError) as error:
+        # An encoder without texts is no error here, so the library's words for it are shown to developers only.
+        logger.debug("no label embeddings: %s", error)
         logger.info(
-            "An open vocabulary could not be trained on these features (they have no label embeddings): %s", error
+            "%s has no text tower or no tokenizer, so train_localizer.py cannot use --open_vocabulary with these "
+            "features; everything else works.",
+            source,
         )
         return None
 
@@ -368,7 +373,11 @@ def finish(args, argv, accelerator: Accelerator, splits: dict, model: dict, shar
         if facts["missing"]:
             logger.warning("%s: rows %s have no video", split, facts["missing"])
     if num_failed:
-        logger.warning("%d clips have no features. Repair them and run again with --retry_failed.", num_failed)
+        logger.warning(
+            "Exit code 1 because %s failed; all other features are complete. Repair the clips and run again with "
+            "--retry_failed.",
+            counted(num_failed, "clip"),
+        )
     following = f"train_localizer.py --model {args.model} --features_dir {args.output_dir} --output_dir LOCALIZER"
     logger.info("Wrote %s. Next: python examples/%s", args.output_dir, following)
     return summary
@@ -403,4 +412,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
 
 if __name__ == "__main__":
     with program():
-        sys.exit(any(facts["failed"] or facts["missing"] for facts in main().values()))
+        sys.exit(exit_code(sum(len(facts["failed"]) + len(facts["missing"]) for facts in main().values())))

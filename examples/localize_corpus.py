@@ -5,14 +5,16 @@ the name or folder of a data set with a video column for `datasets.load_dataset`
 any kind that `ave_clip.data.open_dataset` reads, of which only the videos are used.
 What it writes: `--output_dir/part-00000.parquet` and so on, with one row per video: `video`, `error` (null if it
 worked), `segments` and `events` (lists of start, end, label, score). Each part is written atomically, and a run that
-was stopped resumes with the missing parts. The exit code is 1 if a video failed; `--retry_failed` computes the parts
-with such videos again, for example when the network is back. The engine is `ave_clip.corpus`.
+was stopped resumes with the missing parts. The exit code is 1 if a video failed, although all other results are
+complete; `--retry_failed` computes the parts with such videos again, for example when the network is back. The engine
+is `ave_clip.corpus`.
 
 Several videos are read at once, in `--num_workers` processes for each model (by default as many as the CPUs and the
 device allow). Models take the parts one after the other. The command may also be started several times, on any number
 of machines that share the folder: each part is computed once.
 
-    accelerate launch examples/localize_corpus.py --input videos --output_dir events
+    accelerate launch --num_processes 4 examples/localize_corpus.py --input videos --output_dir events       # 4 GPUs
+    torchrun --nproc_per_node 2 examples/localize_corpus.py --cpu --input videos --output_dir events         # CPU only
     python examples/localize_corpus.py --input videos --output_dir events --ray --num_actors 8   # on a Ray cluster
 
     >>> import glob, pandas
@@ -31,8 +33,9 @@ from pathlib import Path
 from ave_clip.core.builtin_checkpoints import limits_of
 from ave_clip.core.decode_threads import AUTO, parse_decode_threads
 from ave_clip.core.events import DECODERS
+from ave_clip.core.text import counted
 from ave_clip.corpus import Corpus, CorpusRun, CorpusSettings, read_results
-from ave_clip.programs import program, start_logging
+from ave_clip.programs import exit_code, program, start_logging
 from ave_clip.training.arguments import (
     add_data_argument,
     add_run_arguments,
@@ -117,15 +120,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     else:
         accelerator = build_accelerator(args.cpu, args.mixed_precision)
         run.with_accelerate(accelerator)
-        accelerator.end_training()
         is_reporting = accelerator.is_main_process
     errors = [row["error"] for row in read_results(folder, ["error"])]
     failed = sum(error is not None for error in errors)
+    if not args.ray:
+        # The exit code of the main process makes torchrun stop the others, so they must have read the results.
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     if is_reporting:
         logger.info("%d videos localized, %d failed: %s", len(errors) - failed, failed, folder)
+        if failed:
+            logger.warning(
+                "Exit code 1 because %s failed; the results of the other %d are complete. The column `error` says "
+                "why; --retry_failed computes failed videos again.",
+                counted(failed, "video"),
+                len(errors) - failed,
+            )
     return {"videos": len(errors), "failed": failed}
 
 
 if __name__ == "__main__":
     with program():
-        sys.exit(1 if main()["failed"] else 0)
+        sys.exit(exit_code(main()["failed"]))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ave_clip.programs import Interrupted, describe_error, one_message
+from ave_clip.programs import Interrupted, describe_error, exit_code, one_message
 
 LIGHT = "import sys; sys.argv[0] = 'ave-clip'\n"  # such a process imports no torch at the start
 POOL = f"""
@@ -121,6 +121,14 @@ def test_workers_end_with_their_program_and_begin_nothing_new(name):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+@pytest.mark.parametrize(("rank", "num_failed", "code"), [(None, 2, 1), ("0", 2, 1), ("1", 2, 0), (None, 0, 0)])
+def test_only_the_first_process_exits_with_1_for_failed_items(monkeypatch, rank, num_failed, code):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert exit_code(num_failed) == code
+
+
 def test_a_process_whose_launcher_was_killed_before_the_program_began_ends(tmp_path):
     """torchrun is killed while its workers still import torch: nothing told them later that they were alone."""
     worker = f"""

@@ -94,6 +94,14 @@ def program(name: str | None = None) -> Iterator[None]:
         sys.exit(1)
 
 
+def exit_code(num_failed: int) -> int:
+    """Returns the exit code of a complete run in which some items failed: 1 in the first process, 0 in all others.
+
+    Launchers print a traceback for every process that does not exit with 0.
+    """
+    return int(num_failed > 0 and int(os.environ.get("RANK", 0)) == 0)
+
+
 def describe_error(error: BaseException) -> str:
     """Returns an error's message, safe to print; for errors of `datasets`, which say nothing, that of their cause."""
     while error.__cause__ is not None and type(error).__module__.startswith("datasets."):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file
 
 from ave_clip import AudioCLIPFeatureExtractor, AudioCLIPModel
@@ -249,6 +249,17 @@ def test_two_processes_make_each_row_once_and_tell_of_failures_by_their_exit_cod
                 torch.testing.assert_close(clip[name], other[name], rtol=1e-4, atol=1e-5)
 
 
+def test_an_encoder_without_texts_is_told_in_one_sentence(script, work, caplog):
+    caplog.set_level("INFO")
+    PartialState()
+    assert script.embed_labels(str(work / "model"), load_encoder(str(work / "model")), ["Bark"]) is None
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "extract_features")
+    assert message.removeprefix("[RANK 0] ") == (
+        f"{work / 'model'} has no text tower or no tokenizer, so train_localizer.py cannot use --open_vocabulary with "
+        "these features; everything else works."
+    )
+
+
 def test_a_repaired_clip_costs_its_own_shard_and_a_broken_one_is_listed(script, work, features, tmp_path, caplog):
     data, out = copy_clips(work, tmp_path / "clips"), tmp_path / "out"
     row, path = break_clip(data, "train", 2)
@@ -257,7 +268,7 @@ def test_a_repaired_clip_costs_its_own_shard_and_a_broken_one_is_listed(script, 
     assert list(summary["train"]["failed"]) == [row]
     assert summary["train"]["clips"] == 5
     assert path.name in summary["train"]["failed"][row]
-    assert "1 clips have no features. Repair them and run again with --retry_failed." in caplog.text
+    assert "Exit code 1 because 1 clip failed; all other features are complete." in caplog.text
     assert row not in FeatureStore(out / "train").rows
     before = stamps(out)
 

@@ -337,7 +337,7 @@ def test_arguments_that_cannot_work_are_refused(script, work, more, message):
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(script, work, tmp_path):
-    with pytest.raises(ValueError, match="give no batch of 999"):
+    with pytest.raises(ValueError, match=r"give no batch of 999.*--batch_size"):
         script.main(arguments(work, tmp_path, "--batch_size", "999"))
 
 

@@ -93,6 +93,16 @@ def test_processes_that_do_not_see_each_other_stop(monkeypatch):
     assert build_accelerator().num_processes == 1
 
 
+@pytest.mark.parametrize("variables", [("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"), ("ACCELERATE_MIXED_PRECISION",)])
+def test_a_launcher_that_starts_one_process_instead_of_several_is_noticed(monkeypatch, caplog, variables):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "no")
+    build_accelerator(cpu=True)
+    assert ("torchrun --nproc_per_node N SCRIPT --cpu" in caplog.text) == ("MASTER_ADDR" in variables)
+
+
 def test_json_contains_numpy_numbers_and_null_for_nan(tmp_path):
     content = {
         "a": np.float32(0.5),

@@ -58,7 +58,7 @@ def test_an_epoch_resumed_in_the_middle_continues_as_without_interruption():
     [
         ({"num_items": 9, "batch_size": 2, "num_processes": 3}, "at least 3"),
         ({"num_items": 2, "batch_size": 8, "num_processes": 3}, "2 items give no batch of 8 for 3 processes"),
-        ({"num_items": 0, "batch_size": 8}, "0 items give no batch"),
+        ({"num_items": 0, "batch_size": 8}, "0 items give no batch of 8 for 1 process"),
         ({"num_items": 7, "batch_size": 8, "drop_last": True}, "when an incomplete batch is dropped"),
         ({"num_items": 9, "batch_size": 2, "process_index": 1}, "process 1 of 1"),
     ],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
@@ -19,6 +20,8 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from ..core.categories import MULTI_LABEL, SINGLE_LABEL
 from ..files import atomic_file
+
+logger = logging.getLogger(__name__)
 
 # While one process decodes or uploads, the others wait in a collective, which fails after ten minutes by default.
 PATIENCE = timedelta(days=7)
@@ -195,7 +198,7 @@ def parse_overrides(pairs: Sequence[str], config_class: type) -> dict[str, Any]:
 
 
 def build_accelerator(cpu: bool = False, mixed_precision: str = "no", **options: Any) -> Accelerator:
-    """Returns the `Accelerator`, and checks that it sees all processes that the launcher started.
+    """Returns the `Accelerator`, and checks that it sees all processes that the launcher started or was asked for.
 
     Args:
         cpu (`bool`): Run on the CPU.
@@ -208,6 +211,9 @@ def build_accelerator(cpu: bool = False, mixed_precision: str = "no", **options:
     Raises:
         RuntimeError: if the environment announces several processes but Accelerate sees only one.
     """
+    # What `accelerate launch --num_processes 4` sets for the single process that it starts on the CPU or on one GPU.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    is_one_of_several = launched and "WORLD_SIZE" not in os.environ
     handlers = [InitProcessGroupKwargs(timeout=PATIENCE), *options.pop("kwargs_handlers", [])]
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=handlers, **options)
     announced = int(os.environ.get("WORLD_SIZE", "1"))
@@ -216,6 +222,13 @@ def build_accelerator(cpu: bool = False, mixed_precision: str = "no", **options:
             f"The launcher started {announced} processes (WORLD_SIZE={announced}), but Accelerate sees only one, so "
             "each would train alone on everything. On CPU pass --cpu and launch with `torchrun --nproc_per_node "
             f"{announced} SCRIPT --cpu` or `accelerate launch --multi_gpu --num_processes {announced} SCRIPT --cpu`."
+        )
+    if accelerator.num_processes == 1 and is_one_of_several:
+        # No error: one process computes the same, and MASTER_ADDR may be exported for another reason.
+        logger.warning(
+            "accelerate launch started one process only, although it was asked for several (MASTER_ADDR is set, "
+            "WORLD_SIZE is not). It does so on machines with fewer than two GPUs. For N processes on the CPU use "
+            "`torchrun --nproc_per_node N SCRIPT --cpu`."
         )
     return accelerator
 

@@ -68,10 +68,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
             if whole and rest < max(2, self.num_processes, batch_size // SMALLEST_FRACTION):
                 sizes[-2:] = [batch_size + rest]
         if not sizes or sizes[-1] < self.num_processes:
+            processes = "1 process" if self.num_processes == 1 else f"{self.num_processes} processes"
             raise ValueError(
-                f"{self.num_items} items give no batch of {batch_size} for {self.num_processes} processes"
-                f"{' when an incomplete batch is dropped' if drop_last else ''}. Pass more items, a smaller batch or "
-                "fewer processes."
+                f"{self.num_items} items give no batch of {batch_size} for {processes}"
+                f"{' when an incomplete batch is dropped' if drop_last else ''}. Pass more items, a smaller batch "
+                "(--batch_size) or fewer processes."
             )
         return sizes
 
