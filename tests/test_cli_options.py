@@ -1,5 +1,7 @@
 """Options of `ave-clip localize` that do not go together are refused before anything is loaded."""
 
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -61,3 +63,10 @@ def test_the_help_of_decode_threads_says_what_auto_does(monkeypatch):
     text = option.DecodeThreads.__metadata__[0].help
     assert f"the number of CPUs and {wanted[4] - 4} more, but at most {wanted[100]};" in text
     assert wanted[1] == 1 and "one on a single CPU" in text
+
+
+def test_missing_matplotlib_is_told_before_anything_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = CliRunner().invoke(app, ["localize", "missing.mp4", "--model", "no/model", "--plot", "x.PNG"])
+    message = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and 'pip install "ave-clip[viz]"' in message and "missing.mp4" not in message

@@ -99,8 +99,9 @@ def test_several_videos_get_a_file_each_in_the_folder(place, localize, folder, r
     result = localize("one/clip.mp4", "two/clip.mp4", "two/clip.webm", "--format", "srt", "--output", place)
     assert result.exit_code == 0, result.output
     target = folder / place.split("/")[0]
-    assert sorted(path.name for path in target.iterdir()) == ["clip-2.srt", "clip-3.srt", "clip.srt"]
+    assert sorted(path.name for path in target.iterdir()) == ["clip.webm.srt", "one-clip.mp4.srt", "two-clip.mp4.srt"]
     assert all(list(srt.parse(path.read_text())) for path in target.iterdir())
+    assert f"wrote {target.name}/two-clip.mp4.srt (from two/clip.mp4)" in result.stderr
 
 
 def test_annotations_in_a_folder_link_to_their_videos(localize, clip, folder):
@@ -260,17 +261,27 @@ def test_an_exported_folder_is_a_model_for_localize(checkpoint, clip, localize):
     assert json.loads(result.stdout[result.stdout.index("[") :])[0]["events"] == events_of(localize, clip)[clip]
 
 
-def test_names_are_made_apart_whatever_the_videos_are_called():
-    videos = ["a/x.mp4", "b/X.mp4", "b/x-2.mp4", "https://e.org/d/x%20y.webm?k=1#t", "https://e.org/", "a/x.mp4", ".."]
+@pytest.mark.parametrize(
+    ("videos", "names"),
+    [
+        (["v/a.mov", "v/a.mp4", "v/sub/a.mp4"], ["a.mov", "a.mp4", "sub-a.mp4"]),
+        (["a/x.mp4", "b/X.mp4", "b/x-2.mp4", "a/x.mp4"], ["a-x.mp4", "b-X.mp4", "x-2"]),
+        (["a.mov.mp4", "a.mov", "a.mp4"], ["a.mov.mp4", "a.mov", "a.mp4"]),
+        (["https://e.org/d/x%20y.webm?k=1#t", "https://e.org/"], ["x y", "video"]),
+        (["https://u:p@e.org/1/a.mp4", "https://e.org/2/a.mp4"], ["1-a.mp4", "2-a.mp4"]),
+        (["https://u:p@e.org/a.mp4", "https://f.org/a.mp4"], ["e.org-a.mp4", "f.org-a.mp4"]),
+        (["https://e.org/a.mp4?k=1", "https://e.org/a.mp4?k=2"], ["a.mp4", "a.mp4-2"]),
+    ],
+)
+def test_equal_stems_keep_suffix_then_folder_and_only_then_get_numbers(videos, names):
     planned = plan_files(videos, "out/", ".srt", "--output")
-    assert [path.as_posix() for path in planned.values()] == [
-        "out/x.srt",
-        "out/X-2.srt",
-        "out/x-2-2.srt",
-        "out/x y.srt",
-        "out/video.srt",
-        "out/video-2.srt",
-    ]
+    assert [path.as_posix() for path in planned.values()] == [f"out/{name}.srt" for name in names]
+
+
+def test_names_do_not_depend_on_videos_of_other_stems():
+    few, more = ["v/a.mov", "v/sub/a.mp4"], ["b.mp4", "v/a.mov", "c.mp4", "v/sub/a.mp4", "x/y/c.mp4"]
+    plans = [plan_files(videos, "out/", ".srt", "--output") for videos in (few, more)]
+    assert all(plans[0][video] == plans[1][video] for video in few)
 
 
 def test_a_single_video_may_go_to_a_file_of_any_name():

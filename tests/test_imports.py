@@ -9,8 +9,8 @@ import ave_clip
 ROOT = Path(ave_clip.__file__).parent
 # Each part may import from those after it, and from what does not depend on anything but core.
 ORDER = (
-    *("__main__", "cli", "cli_live", "cli_options", "label_list", "__init__", "corpus", "corpus_videos"),
-    *("registration", "checkpoints", "training", "rivals", "data", "outputs", "core"),
+    *("__main__", "cli", "cli_outputs", "cli_live", "cli_options", "label_list", "__init__", "corpus"),
+    *("corpus_videos", "registration", "checkpoints", "training", "rivals", "data", "outputs", "core"),
 )
 SHARED = ("files", "programs", "short_names", "video_files")
 

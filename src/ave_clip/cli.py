@@ -10,7 +10,6 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,24 +18,11 @@ import typer
 
 from . import cli_options as option
 from .cli_live import check_live, run_live
+from .cli_outputs import Plan, draw, plan_outputs, say
 from .core.builtin_checkpoints import find_checkpoint, limits_of
 from .core.text import counted
-from .core.video_source import STANDARD_INPUT
-from .outputs.drawing import PLOT_SUFFIXES
-from .outputs.formats import FORMATS
-from .outputs.writers import (
-    FORMAT_OF_SUFFIX,
-    TABLE,
-    NothingToWriteError,
-    Writer,
-    WrongOutputError,
-    check_suffix,
-    check_targets,
-    format_of,
-    names_each_video,
-    open_writer,
-    plan_files,
-)
+from .core.video_source import source_name
+from .outputs.writers import NothingToWriteError, Writer, is_named_after, open_writer
 from .programs import PrintableFormatter, one_message, program, start_logging
 from .registration import DEFAULT_CHECKPOINT, LOCALIZATION_TASK, ZERO_SHOT_TASK, register
 from .video_files import VIDEO_SUFFIXES, find_video_files
@@ -53,7 +39,6 @@ app = typer.Typer(
 )
 
 
-OVERLAY_SUFFIX = ".mp4"
 LOG_FORMAT = "ave-clip: %(message)s"
 # What transformers, torch and safetensors raise for checkpoints that are missing, damaged or of another kind.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, EOFError, pickle.UnpicklingError)
@@ -67,33 +52,6 @@ class ExportFormat(StrEnum):
 class ListFormat(StrEnum):
     text = "text"
     json = "json"
-
-
-@dataclass
-class _Plan:
-    """The outputs of a run and their files."""
-
-    videos: list[str]
-    format: str
-    output: str | None
-    files: dict[str, Path] | None = None
-    plot: Path | None = None
-    theme: str = "light"
-    overlays: dict[str, Path] = field(default_factory=dict)
-    overlay_options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_per_video(self) -> bool:
-        return self.format != TABLE and FORMATS[self.format].is_per_video
-
-    @property
-    def is_for_programs(self) -> bool:
-        return self.format != TABLE and FORMATS[self.format].is_for_programs
-
-
-def say(message: str) -> None:
-    """Writes a message for the user to stderr."""
-    typer.echo(f"ave-clip: {one_message(message)}", err=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -150,7 +108,7 @@ def localize(
     labels = labels or None  # typer gives an empty list without the option
     if not live:
         videos = _expand_folders(videos)
-    plan = _plan(videos, format, None if output == "-" else output, plot, theme, overlay)
+    plan = plan_outputs(videos, format, None if output == "-" else output, plot, theme, overlay)
     zero_shot = option.zero_shot_options(labels, agreement_threshold, model, vision_model, audio_model, label_encoder)
     option.check_top_k(top_k, plan.format)
     if live:
@@ -230,79 +188,7 @@ def _expand_folders(videos: list[str]) -> list[str]:
     return expanded
 
 
-def _plan(
-    videos: list[str],
-    format: option.OutputFormat | None,
-    output: str | None,
-    plot: Path | None,
-    theme: option.Theme | None,
-    overlay: str | None,
-) -> _Plan:
-    """Decides which file each output is written to, and refuses wrong combinations before any video is read."""
-    try:
-        name = format_of(output) if format is None else format.value
-        if theme is not None and plot is None:
-            raise WrongOutputError("--theme sets the colours of --plot, which is not given.")
-        plan = _Plan(videos, name, output, plot=plot, theme=(theme or option.Theme.light).value)
-        _plan_results(plan)
-        if plot is not None:
-            if plot.suffix.lower() not in PLOT_SUFFIXES:
-                raise WrongOutputError(f"--plot {plot} must end in {', '.join(PLOT_SUFFIXES)}.")
-            check_targets([("--plot", plot)], videos)
-        if overlay is not None:
-            if STANDARD_INPUT in videos:
-                raise WrongOutputError(
-                    "--overlay reads the video again, but standard input can be read only once. Save it to a file."
-                )
-            _plan_overlays(plan, overlay)
-    except WrongOutputError as error:
-        raise typer.BadParameter(one_message(str(error))) from None
-    _check_distinct(plan)
-    return plan
-
-
-def _plan_results(plan: _Plan) -> None:
-    output, videos = plan.output, plan.videos
-    if output is None:
-        if plan.is_per_video and len(videos) > 1:
-            raise WrongOutputError(
-                f"--format {plan.format} needs one file for each of the {len(videos)} videos: add --output FOLDER."
-            )
-        return
-    check_suffix(output)
-    suffix = Path(output).suffix.lower()
-    if FORMAT_OF_SUFFIX.get(suffix, plan.format) != plan.format:
-        say(f"warning: writing {plan.format} into {output}.")
-    is_stream = os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
-    if plan.format != TABLE and (names_each_video(output) or (plan.is_per_video and not is_stream)):
-        plan.files = plan_files(videos, output, FORMATS[plan.format].suffix, "--output")
-        _check_files("--output", output, plan.files)
-    else:
-        check_targets([("--output", output)], videos)
-
-
-def _plan_overlays(plan: _Plan, overlay: str) -> None:
-    plan.overlays = plan_files(plan.videos, overlay, OVERLAY_SUFFIX, "--overlay")
-    for path in plan.overlays.values():
-        if path.suffix.lower() != OVERLAY_SUFFIX:
-            raise WrongOutputError(f"--overlay {path} must end in {OVERLAY_SUFFIX}.")
-    _check_files("--overlay", overlay, plan.overlays)
-
-
-def _check_files(option: str, output: str, files: Mapping[str, Path]) -> None:
-    makes_folder = list(files.values()) != [Path(output)]
-    check_targets([(option, path) for path in files.values()], list(files), makes_folder)
-
-
-def _check_distinct(plan: _Plan) -> None:
-    results = plan.files.values() if plan.files else [Path(plan.output)] if plan.output else []
-    paths = [os.path.realpath(path) for path in (*results, *plan.overlays.values(), *filter(None, [plan.plot]))]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise typer.BadParameter(one_message(f"{path} is the file of two outputs."))
-
-
-def _run(localizer: "VideoPipeline", plan: _Plan, options: dict[str, Any]) -> list[str]:
+def _run(localizer: "VideoPipeline", plan: Plan, options: dict[str, Any]) -> list[str]:
     """Localizes every video and writes the outputs of the plan; returns the videos that failed."""
     failed: list[str] = []
     done: list[tuple[str, dict[str, Any]]] = []
@@ -325,11 +211,11 @@ def _run(localizer: "VideoPipeline", plan: _Plan, options: dict[str, Any]) -> li
     except OSError as error:
         say(f"cannot write {plan.output or 'the results'}: {error}")
         raise typer.Exit(1) from None
-    _draw(plan, done)
+    draw(plan, done)
     return failed
 
 
-def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> bool:
+def _write(writer: Writer, plan: Plan, video: str, result: dict[str, Any]) -> bool:
     """Writes one video's result and overlay. Returns `False`, with a message, if an output of this video failed."""
     try:
         writer.add(video, result)
@@ -339,7 +225,7 @@ def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> b
         say(f"cannot write {plan.files[video]}: {error}")
         return False
     if plan.files is not None:
-        say(f"wrote {plan.files[video]}")
+        _say_written(plan.files, video)
     if video not in plan.overlays:
         return True
     from .outputs.overlay import write_overlay
@@ -351,24 +237,14 @@ def _write(writer: Writer, plan: _Plan, video: str, result: dict[str, Any]) -> b
     except Exception as error:  # as in `_results`: the other videos must still be written
         say(f"cannot write {path}: {str(error) or type(error).__name__}")
         return False
-    say(f"wrote {path}")
+    _say_written(plan.overlays, video)
     return True
 
 
-def _draw(plan: _Plan, done: list[tuple[str, dict[str, Any]]]) -> None:
-    if plan.plot is None:
-        return
-    if not done:
-        say(f"{plan.plot} is not drawn: there is nothing to show.")
-        return
-    from .outputs.timeline import plot_timeline
-
-    try:
-        plot_timeline(done, plan.plot, theme=plan.theme)
-    except (ImportError, OSError, ValueError) as error:
-        say(f"cannot draw {plan.plot}: {error}")
-        raise typer.Exit(1) from None
-    say(f"wrote {plan.plot}")
+def _say_written(files: Mapping[str, Path], video: str) -> None:
+    # Only one of several videos needs its source: a single video may have been given an output of any name.
+    is_plain = len(files) == 1 or is_named_after(files[video], video)
+    say(f"wrote {files[video]}" + ("" if is_plain else f" (from {source_name(video)})"))
 
 
 def _results(

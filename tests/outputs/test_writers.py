@@ -32,7 +32,7 @@ def test_names_of_255_bytes_work_with_every_format(tmp_path, name, pattern):
 
 def test_short_names_stay_as_they_are():
     files = plan_files(["a clip.mp4", "b\x1b[1m\u202e.mkv", "x/a clip.mp4"], "out/", ".json", "--output")
-    assert [path.name for path in files.values()] == ["a clip.json", "b_[1m_.json", "a clip-2.json"]
+    assert [path.name for path in files.values()] == ["a clip.mp4.json", "b_[1m_.json", "x-a clip.mp4.json"]
 
 
 def test_a_table_says_how_an_event_is_known_if_the_model_does(capsys):

@@ -5,8 +5,11 @@ distinguish; from the eighth label on they are repeated with a pattern. Labels a
 """
 
 import functools
+import importlib.util
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.categories import BACKGROUND_LABEL
@@ -35,6 +38,19 @@ WIDE_FAMILIES = (
 )
 
 PLOT_SUFFIXES = (".png", ".svg", ".html")  # of the files that `plot_timeline` can write
+
+
+def check_plot_packages(output: str | os.PathLike) -> None:
+    """Refuses to draw an image without matplotlib, which only HTML pages do not need.
+
+    Raises:
+        ImportError: naming the extra to install.
+    """
+    if Path(output).suffix.lower() != ".html" and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            f'Cannot draw {output}: PNG and SVG images need matplotlib: `pip install "ave-clip[viz]"`. '
+            "HTML pages do not need it."
+        )
 
 
 @dataclass(frozen=True)
@@ -169,9 +185,6 @@ def load_font(size: int, text: str = "", file: str | None = None) -> Any:
 
 def _dejavu() -> list[str]:
     """Returns the system's DejaVu Sans, or the copy in matplotlib."""
-    import importlib.util
-    from pathlib import Path
-
     found = importlib.util.find_spec("matplotlib")
     bundled = [str(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")] if found and found.origin else []
     return [*bundled, "DejaVuSans.ttf"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
-from .drawing import PLOT_SUFFIXES, LabelStyle, check_result, check_spans, label_styles
+from .drawing import PLOT_SUFFIXES, LabelStyle, check_plot_packages, check_result, check_spans, label_styles
 from .timeline_track import Span, Track, read_track
 
 THEMES = ("light", "dark")
@@ -62,7 +62,8 @@ def plot_timeline(
     if not named:
         raise ValueError("Got no results to draw. Pass at least one (video, result).")
     _check(named, truth or {})
-    draw = _html if path.suffix.lower() == ".html" else _figure()
+    check_plot_packages(path)
+    draw = _html if path.suffix.lower() == ".html" else _figure
     tracks = [read_track(video, result, (truth or {}).get(video)) for video, result in named]
     styles = label_styles(label for track in tracks for label in track.lanes)
     styles |= label_styles([*styles, *(entry["label"] for track in tracks for entry in track.segments)])
@@ -86,22 +87,16 @@ def _check_arguments(results: Any, output: Any) -> None:
         )
 
 
-def _figure() -> Any:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'PNG and SVG images need matplotlib: `pip install "ave-clip[viz]"`. HTML pages do not need it.'
-        ) from error
-    from .timeline_figure import draw_figure
-
-    return draw_figure
-
-
 def _html(tracks: list[Track], styles: dict[str, LabelStyle], path: Path, theme: str, max_bytes: int) -> None:
     from .timeline_page import write_page
 
     write_page(tracks, styles, path, theme, max_bytes)
+
+
+def _figure(tracks: list[Track], styles: dict[str, LabelStyle], path: Path, theme: str, max_bytes: int) -> None:
+    from .timeline_figure import draw_figure
+
+    draw_figure(tracks, styles, path, theme, max_bytes)
 
 
 def _check(results: Sequence[tuple[str, Any]], truth: Mapping[str, Sequence[Span]]) -> None:

@@ -1,5 +1,6 @@
 """Writers of the command line: one file for all videos, one file per video, or stdout. File writes are atomic."""
 
+import itertools
 import os
 import re
 import sys
@@ -90,7 +91,8 @@ def names_each_video(output: str) -> bool:
 def plan_files(videos: Sequence[str], output: str, suffix: str, option: str) -> dict[str, Path]:
     """Returns the file of each video: `output`, or a file named after the video in a folder or at `{name}`.
 
-    If two videos have the same name, the later one gets `-2` and so on.
+    Videos of the same name without suffix keep the suffix (`a.mov.srt`, `a.mp4.srt`), those that are still the same
+    begin with their folder (`sub-a.mp4.srt`), and only what is equal then is numbered.
 
     Args:
         videos (`Sequence[str]`): Paths or URLs.
@@ -291,11 +293,29 @@ def _open(path: Path) -> TextIO:
     return open(path, "w", encoding="utf-8", errors="replace", newline="")
 
 
+def is_named_after(path: Path, video: str) -> bool:
+    """Returns whether the name of an output is the video's with another suffix."""
+    return path.name == _stem(video) + path.suffix
+
+
 def _distinct_names(videos: Sequence[str], room: int) -> list[str]:
-    """Returns a file name without suffix per video, at most `room` bytes long and unique on any file system."""
+    """Returns a file name without suffix per video, at most `room` bytes long and unique on any file system.
+
+    A name depends only on the videos of the same stem: they keep their suffix, and their folder if that is
+    not enough.
+    """
+    wanted = [_stem(video) for video in videos]
+    for longer in (_full_names, _names_with_folder):
+        same: dict[str, list[int]] = {}
+        for index, name in enumerate(wanted):
+            same.setdefault(name.casefold(), []).append(index)
+        for group in same.values():
+            if len(group) > 1:
+                for index, name in zip(group, longer([videos[index] for index in group])):
+                    wanted[index] = name
     names, taken = [], set()
-    for video in videos:
-        base = _stem(video)
+    # What is still equal, such as two queries of one URL or names that are cut, is numbered.
+    for base in wanted:
         name, number = _cut_to_bytes(base, room), 1
         while name.casefold() in taken:
             number += 1
@@ -307,9 +327,39 @@ def _distinct_names(videos: Sequence[str], room: int) -> list[str]:
 
 def _stem(video: str) -> str:
     """Returns the name of a video without folder and suffix; for a URL, that of its path."""
-    if re.match(r"[a-zA-Z][\w+.-]+://", video):
-        video = unquote(urlsplit(video).path).rstrip("/")
-    name = "".join("_" if char in "/\\" or not is_safe(char) else char for char in Path(video).stem)
+    return _safe_name(Path(_path_in_url(video)).stem)
+
+
+def _full_names(videos: Sequence[str]) -> list[str]:
+    return [_safe_name(Path(_path_in_url(video)).name) for video in videos]
+
+
+def _names_with_folder(videos: Sequence[str]) -> list[str]:
+    """Returns the names of videos, each after the folders below those that all have in common: `sub-a.mp4`."""
+    folders = [_folders(video) for video in videos]
+    num_common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*folders))))
+    pairs = zip(folders, _full_names(videos))
+    return ["-".join([*map(_safe_name, parts[num_common:]), name]) for parts, name in pairs]
+
+
+def _folders(video: str) -> list[str]:
+    """Returns the folders of a video from the root on; for a URL, its host and the folders of its path."""
+    if not _is_url(video):
+        return [part for part in Path(os.path.abspath(video)).parent.parts if part.strip("/\\")]
+    # The host name has neither the user nor the password of the address.
+    return [part for part in (urlsplit(video).hostname, *_path_in_url(video).split("/")[:-1]) if part]
+
+
+def _is_url(video: str) -> bool:
+    return re.match(r"[a-zA-Z][\w+.-]+://", video) is not None
+
+
+def _path_in_url(video: str) -> str:
+    return unquote(urlsplit(video).path).rstrip("/") if _is_url(video) else video
+
+
+def _safe_name(text: str) -> str:
+    name = "".join("_" if char in "/\\" or not is_safe(char) else char for char in text)
     return name if name.strip(". ") else "video"
 
 
