@@ -12,8 +12,13 @@ What it writes: the best encoder by retrieval on the validation split, its proce
 
     accelerate launch examples/finetune_audioclip.py --model AudioCLIP --data AVE_Dataset --output_dir stage1
     accelerate launch examples/finetune_audioclip.py --model facebook/pe-av-small --data AVE_Dataset --output_dir pe
-    accelerate launch examples/finetune_audioclip.py --config examples/configs/tiny/stage1.yaml ...   # from scratch
     torchrun --nproc_per_node 2 examples/finetune_audioclip.py --cpu ...   # the same run on two processes
+
+Without a data set and a download, from small towers with random weights (`--batch_size` suits these few clips):
+
+    ave-clip synthesize my-clips --videos 8 --seed 1
+    python examples/finetune_audioclip.py --config examples/configs/tiny/stage1.yaml \\
+        --model examples/configs/tiny/audioclip.json --batch_size 16 --data my-clips --output_dir my-stage1
 
 `--batch_size` and the negatives include all processes, so the curves do not depend on the number of processes. If a
 batch does not fit into memory, `--chunk_size` computes the same gradient with the memory of a chunk.
