@@ -113,7 +113,7 @@ def test_an_interrupted_stream_tells_its_open_event_although_its_writer_goes_on(
     writer.join()
 
 
-def test_a_growing_file_is_followed_until_it_no_longer_grows(localizer, clip, tmp_path, monkeypatch):
+def test_a_growing_file_is_followed_until_it_no_longer_grows(localizer, clip, tmp_path, monkeypatch, caplog):
     seconds, path = seconds_of(clip), tmp_path / "growing.ts"
     path.write_bytes(b"".join(seconds[:3]))
     is_complete = threading.Event()
@@ -128,6 +128,7 @@ def test_a_growing_file_is_followed_until_it_no_longer_grows(localizer, clip, tm
                 file.write(b"".join(seconds[3:]))
             is_complete.set()
     assert num_segments == 6
+    assert "growing.ts has not grown for 20 seconds and counts as ended; a longer --live-timeout" in caplog.text
 
 
 def test_streams_that_cannot_be_localized_live_are_refused(localizer, clip, tmp_path):

@@ -6,7 +6,7 @@ reads ahead, at most 1 MiB of bytes or 1024 packets, so that waiting for a write
 | source | how it is read | its end |
 |---|---|---|
 | `-`, a named pipe, a file object | as bytes come; a pause is a warning, and reading goes on after it | when the writer closes it |
-| a file | from its beginning, then what is appended | when it has not grown for `silent_seconds` |
+| a file | from its beginning, then what is appended | with a warning, when it has not grown for `silent_seconds` |
 | `http://`, `https://` URL | one request; if the connection is lost or silent, a new one from then on | when the server ends it, or after five lost connections without any data |
 | `rtsp://`, `rtp://`, `udp://`, `rtmp://`, `srt://`, `tcp://` URL | by FFmpeg, which may open these protocols only | when the sender ends it, closes the connection, or is silent for `silent_seconds`; an error if it has not begun after that time, or 30 s if that is longer |
 """  # noqa: E501
@@ -341,6 +341,11 @@ class LiveInput:
                     chunk = file.read(COPY_BYTES)
                 grown = time.monotonic()
             elif time.monotonic() - grown >= self.silent_seconds:
+                # Its writer may only be slow: FFmpeg writes files in blocks of 256 KiB.
+                logger.warning(
+                    f"{self.name} has not grown for {self.silent_seconds:g} seconds and counts as ended; a longer "
+                    "--live-timeout (live_timeout=) waits longer."
+                )
                 return
 
     def _download(self) -> Iterator[bytes]:
