@@ -28,7 +28,7 @@ def test_standard_input_gives_a_line_per_segment(checkpoint, tmp_path):
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     segments = [segment for line in lines for segment in line["segments"]]
     assert [(segment["start"], len(segment["top_k"])) for segment in segments] == [(0, 1), (1, 1)]
-    assert {line["video"] for line in lines} == {"-"}
+    assert {line["video"] for line in lines} == {"<stdin>"}
 
 
 def test_a_stream_that_cannot_be_read_is_one_line_and_exit_code_1(checkpoint, tmp_path):

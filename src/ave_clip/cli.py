@@ -255,8 +255,8 @@ def _results(
         try:
             result = localizer(video, **options)
         except Exception as error:  # whatever is wrong with one file, the others must still be read
-            message = str(error) or type(error).__name__
-            say(message if video in message else f"{video}: {message}")
+            message, name = str(error) or type(error).__name__, source_name(video)
+            say(message if name in message else f"{name}: {message}")
             failed.append(video)
         else:
             yield video, result

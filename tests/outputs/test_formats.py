@@ -56,6 +56,9 @@ def read_elan(text: str, folder) -> pympi.Eaf:
 def test_standard_input_has_a_name_that_is_no_formula_and_no_link():
     rows = list(csv.DictReader(io.StringIO(format_csv(RESULT, "-"))))
     assert {row["video"] for row in rows} == {"<stdin>"}
+    assert [row["video"] for row in json.loads(FORMATS["json"].format(RESULT, "-"))] == ["<stdin>"]
+    rows = csv.DictReader(io.StringIO(format_csv(RESULT, "http://me:key@host/a.mp4")))
+    assert {row["video"] for row in rows} == {"http://me:***@host/a.mp4"}
     assert "MEDIA_URL" not in format_elan(RESULT, "-")
 
 

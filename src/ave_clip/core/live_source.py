@@ -29,11 +29,11 @@ from transformers.utils import logging
 
 from .video_source import (
     COPY_BYTES,
-    STANDARD_INPUT,
     TIMEOUT_SECONDS,
     URL_SCHEMES,
     VideoReadError,
     find_local_path,
+    is_standard_input,
     open_with_ffmpeg,
     source_name,
     url_scheme,
@@ -316,7 +316,7 @@ class LiveInput:
                 f"Cannot read {self.name}: the URL scheme {scheme!r} is not supported. Pass a URL with one of "
                 f"{', '.join((*URL_SCHEMES, *LIVE_SCHEMES))}, a path, or - for the standard input."
             )
-        if source == STANDARD_INPUT and not os.path.exists(STANDARD_INPUT):
+        if is_standard_input(source):
             return _read_on(sys.stdin.buffer)
         if hasattr(source, "read"):
             return _read_on(source)

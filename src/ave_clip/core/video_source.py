@@ -95,10 +95,20 @@ def is_video_dictionary(source: Any) -> bool:
     )
 
 
+def is_standard_input(source: Any) -> bool:
+    """Whether a source is `-`, and no file has that name."""
+    return isinstance(source, str) and source == STANDARD_INPUT and not os.path.exists(STANDARD_INPUT)
+
+
 def source_name(source: Any) -> str:
-    """Returns the name of a source for messages: its path, URL without its password, `<bytes>`, or a file's name."""
+    """Returns the name of a source for messages and results.
+
+    It is a path, a URL without its password, `<stdin>`, `<bytes>`, or the name of a file object.
+    """
     if is_video_dictionary(source):
         return source_name(source.get("path") or source.get("bytes") or "<empty dictionary>")
+    if is_standard_input(source):
+        return "<stdin>"  # not "-", which a spreadsheet takes for a formula; it is also Python's name for it
     if isinstance(source, (str, os.PathLike)):
         return re.sub(r"^(\w[\w+.-]*://[^/?#@:]*):[^/?#]*@", r"\1:***@", os.fsdecode(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -150,7 +160,7 @@ def _readable(source: Any, name: str, limits: DownloadLimits, stack: contextlib.
         source = path if content is None else content
     if isinstance(source, (bytes, bytearray, memoryview)):
         return stack.enter_context(io.BytesIO(source))
-    if source == STANDARD_INPUT and not os.path.exists(STANDARD_INPUT):
+    if is_standard_input(source):
         return _as_seekable(sys.stdin.buffer, name, limits, stack)
     if isinstance(source, (str, os.PathLike)):
         source = find_local_path(source)

@@ -27,7 +27,7 @@ from xml.etree import ElementTree
 
 from ..core.events import SENSES
 from ..core.text import csv_cell, is_safe
-from ..core.video_source import STANDARD_INPUT
+from ..core.video_source import STANDARD_INPUT, source_name
 from .drawing import one_line
 
 Result = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -154,12 +154,12 @@ def format_csv(result: Result, video: str = "", header: bool = True, columns: Se
     writer = csv.writer(stream, lineterminator="\n")
     if header:
         writer.writerow(columns)
-    video = "<stdin>" if video == STANDARD_INPUT else video  # `csv_cell` would guard "-" as a formula
+    shown = csv_cell(source_name(video))
     for event in _events(result):
         times = [f"{event[name]:.3f}".rstrip("0").rstrip(".") for name in ("start", "end")]  # 2, 2.5, 2.125
         known = [event.get(name) for name in columns[len(CSV_COLUMNS) :]]
         senses = ["" if value is None else f"{value:.4f}" for value in known]
-        writer.writerow([csv_cell(video), *times, csv_cell(event["label"]), f"{event['score']:.4f}", *senses])
+        writer.writerow([shown, *times, csv_cell(event["label"]), f"{event['score']:.4f}", *senses])
     return stream.getvalue()
 
 
@@ -195,8 +195,8 @@ def format_jsonl(result: Result, video: str = "") -> str:
 
 
 def result_object(result: Result, video: str = "") -> dict[str, Any]:
-    """Returns the name of a video and its result, without the heat maps."""
-    return {"video": video, **{name: value for name, value in result.items() if name != "heatmaps"}}
+    """Returns the name of a video, as [`source_name`] gives it, and its result, without the heat maps."""
+    return {"video": source_name(video), **{name: value for name, value in result.items() if name != "heatmaps"}}
 
 
 @dataclass(frozen=True)

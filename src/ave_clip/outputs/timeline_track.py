@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..core.categories import BACKGROUND_LABEL
-from ..core.video_source import VideoReadError
+from ..core.video_source import VideoReadError, source_name
 from .drawing import one_line
 from .video_preview import VideoPreview, read_preview
 
@@ -64,9 +64,10 @@ def read_track(video: str, result: Mapping[str, Any], truth: Sequence[Span] | No
     except VideoReadError as error:
         logger.warning(f"Drawn without thumbnails and audio: {error}")
         preview = None
+    name = source_name(video)
     return Track(
         video=video,
-        title=one_line(video.rstrip("/").rsplit("/", 1)[-1]) or one_line(video),
+        title=one_line(name.rstrip("/").rsplit("/", 1)[-1]) or one_line(name),
         duration=duration,
         segments=_joined(result["segments"]),
         events=sorted(result["events"], key=lambda span: span["start"]),

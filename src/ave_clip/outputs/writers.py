@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..core.events import HEARD, SEEN
 from ..core.text import counted, is_safe, printable
+from ..core.video_source import source_name
 from ..files import atomic_file
 from ..video_files import VIDEO_SUFFIXES
 from .drawing import PLOT_SUFFIXES, percent
@@ -221,7 +222,7 @@ class Tables:
         from rich.markup import escape
 
         console = Console(file=self.stream, highlight=False, emoji=False)
-        name = escape(printable(video))
+        name = escape(printable(source_name(video)))
         if result["events"]:
             console.print(f"[bold]{name}[/bold]")
             console.print(_event_table(result["events"]))
