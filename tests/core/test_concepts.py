@@ -51,6 +51,25 @@ def test_label_is_matched(table, label, concept, audio, image) -> None:
     assert (match.label, match.concept, match.audio_classes, match.image_classes) == (label, concept, audio, image)
 
 
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ("PUPPY", None),
+        ("the barking dogs", None),
+        ("house fly", None),
+        ("an old church bell far away", "'Church bell'"),
+        ("hot", "'Hot water'"),  # a part of the name of one class
+    ],
+)
+def test_label_that_only_shares_words_is_noted(table, label, found) -> None:
+    note = table.note(table.match(label))
+    assert note.startswith(f"{label!r} is looked for as {found}:") if found else note == ""
+
+
+def test_aves_categories_are_no_vague_labels(shipped) -> None:
+    assert [match.concept for match in map(shipped.match, AVE_CATEGORIES) if match.is_by_words] == []
+
+
 @pytest.mark.parametrize(("label", "near"), [("churhc belll", "'church bell'"), ("qqqq", "Use any of the"), ("", "")])
 def test_unknown_label_is_an_error_that_lists_near_names(table, label, near) -> None:
     with pytest.raises(ValueError, match="for the label") as error:

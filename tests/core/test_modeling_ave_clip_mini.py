@@ -167,6 +167,14 @@ def test_labels_that_cannot_be_looked_for_are_refused(labels, message) -> None:
     assert model.config.id2label[0] == "Dog"  # nothing has changed
 
 
+def test_label_that_only_shares_words_is_warned_of_once(caplog) -> None:
+    model = tiny_mini()
+    for labels in (["Cat", "dog on a red carpet"], ["dog on a red carpet"], ["bark"]):
+        model.set_labels(labels)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "'dog on a red carpet' is looked for as 'Dog'" in record.message
+
+
 @torch.no_grad()
 def test_saves_and_loads_bit_exact_with_its_labels(tmp_path) -> None:
     model = tiny_mini()

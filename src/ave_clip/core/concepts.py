@@ -64,12 +64,15 @@ class ConceptMatch:
         concept (`str`): Name of the concept or class that was matched.
         audio_classes (`tuple[int, ...]`), image_classes (`tuple[int, ...]`):
             Class indices, any of which counts; empty if the classifier has no such class.
+        is_by_words (`bool`): Whether the label is no name or synonym in any form, but shares words with one (rules 4
+            and 5), so that it may have been meant otherwise. [`ConceptTable.note`] says what it is looked for as.
     """
 
     label: str
     concept: str
     audio_classes: tuple[int, ...]
     image_classes: tuple[int, ...]
+    is_by_words: bool = False
 
 
 class ConceptTable:
@@ -112,7 +115,7 @@ class ConceptTable:
                     self._forms.setdefault(form, number)
         self._audio_forms = [_class_forms(name) for name in audio_names]
         self._image_forms = [_class_forms(name) for name in image_names]
-        self._class_names = (*audio_names, *image_names)
+        self._audio_names, self._image_names = tuple(audio_names), tuple(image_names)
 
     def match(self, label: str) -> ConceptMatch:
         """Returns the classes that match a label, by the rules at the top of this file.
@@ -120,7 +123,7 @@ class ConceptTable:
         Raises:
             ValueError: If nothing matches; the message lists similar names.
         """
-        words = words_of(label)
+        words, is_by_words = words_of(label), False
         number = self._exact.get(label.strip().lower())
         for form in _forms_of(label):
             number = self._forms.get(form) if number is None else number
@@ -128,14 +131,26 @@ class ConceptTable:
             by_class = self._match_class(label)
             if by_class is not None:
                 return by_class
-            number = self._most_words_within(label)
+            number, is_by_words = self._most_words_within(label), True
         if number is not None:
             found = self.concepts[number]
-            return ConceptMatch(label, found.concept, found.audio_classes, found.image_classes)
+            return ConceptMatch(label, found.concept, found.audio_classes, found.image_classes, is_by_words)
         audio, image = _containing(self._audio_forms, words), _containing(self._image_forms, words)
         if audio or image:
-            return ConceptMatch(label, label, audio, image)
+            return ConceptMatch(label, label, audio, image, is_by_words=True)
         raise ValueError(self._unknown(label))
+
+    def note(self, match: ConceptMatch) -> str:
+        """Returns a sentence for the user on what a label is looked for as, or `""` if it is a name or synonym."""
+        if not match.is_by_words:
+            return ""
+        names = [match.concept]
+        if match.concept == match.label:  # rule 5
+            names = [self._audio_names[index] for index in match.audio_classes]
+            names += [self._image_names[index] for index in match.image_classes]
+        shown = ", ".join(repr(name) for name in names[:_MAX_NEAR_NAMES])
+        more = f" and {len(names) - _MAX_NEAR_NAMES} more" if len(names) > _MAX_NEAR_NAMES else ""
+        return f"{match.label!r} is looked for as {shown}{more}: it is no name or synonym, but shares words with it."
 
     def _match_class(self, label: str) -> ConceptMatch | None:
         """Rule 3. A class may have several names, separated by commas: "Fly, housefly"."""
@@ -172,7 +187,7 @@ class ConceptTable:
         )
 
     def _unknown(self, label: str) -> str:
-        known = {name.lower(): name for name in self._class_names}
+        known = {name.lower(): name for name in (*self._audio_names, *self._image_names)}
         known |= {alias: alias for alias in self._exact}
         near = difflib.get_close_matches(label.strip().lower(), known, n=_MAX_NEAR_NAMES, cutoff=0.55)
         message = f"Neither the audio nor the image classifier has a class for the label {label!r}."

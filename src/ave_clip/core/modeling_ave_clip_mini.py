@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import MobileNetV1ForImageClassification
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .categories import BACKGROUND_LABEL, IGNORED_LABEL, class_names, labels_with_background
@@ -34,6 +35,8 @@ from .losses import segment_loss
 from .modeling_base import ALWAYS_SET, AlignedPreTrainedModel
 from .modeling_efficientnet_lite import EfficientNetLiteForImageClassification
 from .modeling_log_mel import LogMelPatches
+
+logger = logging.get_logger(__name__)
 
 NUM_EVIDENCE = 17
 # Logits are limited, so that the evidence of one label and of many have one range.
@@ -170,6 +173,8 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
     def set_labels(self, labels: Sequence[str]) -> None:
         """Sets the labels to find: names or synonyms of concepts, or anything that [`ConceptTable`] matches.
 
+        A label that is matched by single words only is warned of, once.
+
         Raises:
             ValueError: No label, one that matches nothing, one that is given twice, or two that mean the same.
         """
@@ -182,6 +187,8 @@ class AVEClipMiniForLocalization(AlignedPreTrainedModel):
         matches = [self._table.match(label) for label in labels]
         _refuse_synonyms(matches)
         id2label = labels_with_background(labels)
+        for note in filter(None, map(self._table.note, matches)):
+            logger.warning_once(note)
         self.label_matches = matches
         self.config.id2label = id2label
         self.config.label2id = {label: index for index, label in id2label.items()}

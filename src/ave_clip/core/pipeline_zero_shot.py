@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .categories import BACKGROUND_LABEL
 from .concepts import ConceptMatch, ConceptTable
@@ -29,6 +30,8 @@ from .senses import add_senses, unknown_senses
 from .tasks import LOCALIZATION_TASK, ZERO_SHOT_TASK
 from .video_processing_ave_clip import AVEClipVideoProcessor
 from .zero_shot import OTHER_LABEL, LabelScores, combine, score_classes, score_texts
+
+logger = logging.get_logger(__name__)
 
 CACHED_LABEL_SETS = 64
 DEFAULT_MIN_EVENT_SEGMENTS = 3
@@ -328,11 +331,14 @@ class ZeroShotAudioVisualEventLocalizationPipeline(VideoPipeline):
     def _match(self, label: str) -> ConceptMatch:
         assert self._table is not None  # asked for only where a tower is a classifier
         try:
-            return self._table.match(label)
+            match = self._table.match(label)
         except ValueError:
             if not any(self._encoder.tower(sense).takes_texts for sense in (HEARD, SEEN)):
                 raise
             return ConceptMatch(label, label, (), ())  # the sense that takes texts judges it alone
+        if match.is_by_words:
+            logger.warning_once(self._table.note(match))
+        return match
 
     def _space_of(self, sense: str) -> str:
         """Both senses of an AudioCLIP have one space of texts, so that each label is embedded once."""
