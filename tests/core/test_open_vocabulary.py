@@ -138,7 +138,7 @@ def test_labels_are_embedded_by_the_towers_that_take_texts(tmp_path):
         LabelEncoder.from_pretrained("ave-clip-mini")
 
 
-def test_pipelines_take_labels_of_an_open_vocabulary():
+def test_pipelines_take_labels_of_an_open_vocabulary(tmp_path):
     model = tiny_localizer(label_embedding_size=24, visual_feature_type="pooled")
     model.set_labels(NAMES, embeddings(3, 24))
     parts = {
@@ -154,6 +154,8 @@ def test_pipelines_take_labels_of_an_open_vocabulary():
     # A stream after a call with other labels, and the reverse.
     assert list(own.stream(str(SYNTHETIC_SAMPLE), decoder="none"))[-1] == own(str(SYNTHETIC_SAMPLE), decoder="none")
     assert list(own.stream(str(SYNTHETIC_SAMPLE), decoder="none", candidate_labels="Siren,Bell"))[-1] == expected
+    own.save_pretrained(tmp_path)  # with its own labels, not those of the last call
+    assert list(AVEClipConfig.from_pretrained(tmp_path).id2label.values()) == [*NAMES, "background"]
     for labels in ("Bark", "Siren,Bell"):
         result = zero_shot(str(SYNTHETIC_SAMPLE), candidate_labels=labels, decoder="none")
     own(str(SYNTHETIC_SAMPLE))

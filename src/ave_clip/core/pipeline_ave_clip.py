@@ -201,6 +201,11 @@ class AudioVisualEventLocalizationPipeline(VideoPipeline):
             result["heatmaps"] = None if info["missing"] else _heatmaps(model_outputs)
         return result
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Saves model and processor, the model with its own labels and not with those of the last call."""
+        self._look_for(None)
+        super().save_pretrained(save_directory, **kwargs)
+
     def _windows(self, localizer: Any, num_segments: int | None, overlap: float) -> WindowLogits:
         return WindowLogits(localizer, num_segments or self._longest_window, overlap)
 
