@@ -125,7 +125,7 @@ class FrameSkipper:
         later = bisect_right(self._times, time + MARGIN_SECONDS)
         if later == len(self._times):
             return False
-        # The first decoded frame tells whether the video is interlaced, where the file does not.
+        # The first decoded frame tells whether the video is interlaced.
         is_covered = self._times[later] <= self._next_wanted(time - MARGIN_SECONDS) - MARGIN_SECONDS
         can_skip = is_covered and self._decoded_time is not None and self._units.is_unreferenced(packet)
         self._has_skipped |= can_skip

@@ -50,7 +50,6 @@ MIN_PACKET_FRACTION = 0.1
 MIN_DAMAGED_BYTES = 50_000  # most of a smaller file may be headers
 # Formats whose seeking lands at a known time. The others are decoded from their beginning.
 SEEKABLE_FORMATS = {"mov", "matroska", "flv"}
-PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 if unknown
 
 
 class Demuxer:
@@ -139,12 +138,10 @@ class Demuxer:
         Returns:
             `bool`: Whether this is possible: for H.264 and HEVC, in containers with a time stamp per frame.
         """
-        units, context = nal_format(video), video.codec_context
-        if units is None or context.field_order > PROGRESSIVE:
+        units = nal_format(video)
+        if units is None or not self.recording.format_names & SEEKABLE_FORMATS:
             return False
-        if not self.recording.format_names & SEEKABLE_FORMATS:
-            return False
-        self._skipper = FrameSkipper(units, next_wanted, context.reorder_depth)
+        self._skipper = FrameSkipper(units, next_wanted, video.codec_context.reorder_depth)
         return True
 
     def close(self) -> None:
