@@ -103,10 +103,9 @@ class Recording:
     def use_frame_threads(self, video: Any, num_threads: int) -> None:
         """Decodes several frames at once; to be called before anything is decoded.
 
-        With frame threads FFmpeg conceals damage less well and reports it later.
+        With frame threads FFmpeg conceals damage less well and reports it later: `report_damage` belongs to it.
         """
         video.codec_context.thread_type, video.codec_context.thread_count = "FRAME", num_threads
-        self.report_damage(video)
 
     def report_damage(self, video: Any) -> None:
         """Makes the decoder report whatever it finds wrong; to be called before anything is decoded.

@@ -61,6 +61,16 @@ def frame_times(segment_index: int, num_frames_per_segment: int, segment_seconds
     return (segment_index + parts) * segment_seconds
 
 
+def next_frame_time(time: float, num_frames_per_segment: int, segment_seconds: float = 1.0) -> float:
+    """Returns the first of all `frame_times` at or after a time, within rounding; in seconds after the same start.
+
+    >>> next_frame_time(2.2, 4), next_frame_time(-1.0, 4)
+    (2.375, 0.125)
+    """
+    step = segment_seconds / num_frames_per_segment
+    return (max(0, math.ceil(time / step - 0.5)) + 0.5) * step
+
+
 def samples_per_segment(sampling_rate: int, segment_seconds: float = 1.0) -> int:
     """Number of audio samples in one segment, the same for every segment."""
     return round(segment_seconds * sampling_rate)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .decode_threads import AUTO, check_decode_threads
 from .recording import MAX_DURATION_SECONDS, MAX_SIDE_PIXELS
-from .segments import check_positive, samples_per_segment
+from .segments import check_positive, next_frame_time, samples_per_segment
 from .video_source import DownloadLimits
 
 MAX_FRAMES_PER_SEGMENT = 1000
@@ -160,8 +160,8 @@ class ReadOptions:
 
     def next_frame_time(self, time: float) -> float:
         """Returns the first time at or after `time`, within rounding, at which a frame is wanted."""
-        step = self.segment_seconds / self.num_frames_per_segment
-        return self.start_seconds + (max(0, math.ceil((time - self.start_seconds) / step - 0.5)) + 0.5) * step
+        since_start = time - self.start_seconds
+        return self.start_seconds + next_frame_time(since_start, self.num_frames_per_segment, self.segment_seconds)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:

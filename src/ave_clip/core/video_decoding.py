@@ -170,8 +170,9 @@ class Demuxer:
         yield from self._in_order(self._decode(stream, None), skipped)
         yield from ((frame.time, frame) for frame in sorted(skipped))
 
+    @staticmethod
     def _in_order(
-        self, decoded: list[tuple[float | None, Any]], skipped: list[SkippedFrame]
+        decoded: list[tuple[float | None, Any]], skipped: list[SkippedFrame]
     ) -> Iterator[tuple[float | None, Any]]:
         """Yields decoded frames, and before each of them the skipped ones with an earlier time, which it removes."""
         for time, frame in decoded:

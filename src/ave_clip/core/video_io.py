@@ -246,10 +246,11 @@ class SegmentReader:
 
     def _decode_fast(self, video: Any) -> ConversionThreads | None:
         """Skips frames that are not needed, and decodes with several threads; returns those that convert frames."""
-        if self._demuxer.skip_frames(video, self.options.next_frame_time):
-            self.recording.report_damage(video)
+        is_skipping = self._demuxer.skip_frames(video, self.options.next_frame_time)
         context = video.codec_context
         num_threads = num_decode_threads(self.options.decode_threads, context.width, context.height)
+        if is_skipping or num_threads > 1:
+            self.recording.report_damage(video)
         if num_threads == 1:
             return None
         self.recording.use_frame_threads(video, num_threads)
